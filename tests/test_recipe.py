@@ -1,0 +1,191 @@
+"""The project takes the same steps as the plain loop, and a run with a known trap built in does not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from tests.reference import (
+    CLIP,
+    GPT_CONFIG,
+    OPTIM,
+    STEPS,
+    Record,
+    assert_same_run,
+    english,
+    lightning_fit,
+    plain_loop,
+    with_dropout,
+)
+from tinygpt_pl.data import Batch
+from tinygpt_pl.gpt import GPTConfig
+from tinygpt_pl.module import TinyGPT
+
+
+def fresh(kind: type[TinyGPT] = TinyGPT, gpt: GPTConfig = GPT_CONFIG) -> TinyGPT:
+    torch.manual_seed(0)
+    return kind(gpt, OPTIM)
+
+
+def weights(module: TinyGPT) -> dict[str, Tensor]:
+    return copy.deepcopy(module.gpt.state_dict())
+
+
+@pytest.mark.parametrize("gpt", [GPT_CONFIG, with_dropout()], ids=["no dropout", "dropout"])
+def test_thirty_steps_equal_the_plain_loop(text_file: Path, gpt: GPTConfig) -> None:
+    module = fresh(gpt=gpt)
+    expected = plain_loop(english(), weights(module), gpt)
+    found = lightning_fit(text_file, module)
+    assert_same_run(found, expected, rtol=1e-6)
+    assert len(expected.train_losses) == STEPS
+    clipped = [norm > CLIP for norm in expected.grad_norms]
+    assert any(clipped), "no step was clipped"
+    assert not all(clipped), "every step was clipped"
+    assert expected.train_losses[-1] < expected.train_losses[0] - 0.5, "nothing was learned, so nothing was compared"
+
+
+def accumulated(text_file: Path, module: TinyGPT, callbacks: tuple[Callback, ...] = ()) -> Record:
+    return lightning_fit(text_file, module, 4, 4, callbacks=callbacks, precision="64-true")
+
+
+def whole_batch(module: TinyGPT) -> Record:
+    state = {name: p.double() for name, p in weights(module).items()}
+    return plain_loop(english(), state, batch_size=16, dtype=torch.float64)
+
+
+def test_four_micro_batches_of_four_equal_one_batch_of_sixteen(text_file: Path) -> None:
+    module = fresh()
+    expected = whole_batch(module)
+    found = accumulated(text_file, module)
+    assert_same_run(found, expected, rtol=1e-6)
+
+
+class OneGroupScheduled(TinyGPT):
+    def configure_optimizers(self) -> Any:
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"]
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = self.optim.max_lr
+        schedule = lambda it: self.learning_rate(it) / self.optim.max_lr  # noqa: E731
+        scheduler = LambdaLR(optimizer, [schedule, lambda it: 1.0])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class TargetsNotShifted(TinyGPT):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step((batch[0], batch[0]), batch_idx)
+
+
+class TiedMatrixDecayedTwice(TinyGPT):
+    def configure_optimizers(self) -> Any:
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"]
+        decay, _ = optimizer.param_groups
+        decay["params"] = [p for p in decay["params"] if p is not self.gpt.wte.weight]
+        optimizer.add_param_group(
+            {"params": [self.gpt.wte.weight], "weight_decay": 2 * decay["weight_decay"], "name": "head"}
+        )
+        scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
+        for group in optimizer.param_groups:
+            group["initial_lr"] = 1.0
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class DropoutOnInEvaluation(TinyGPT):
+    def on_validation_model_eval(self) -> None:
+        """Leave the network in training mode."""
+
+
+class DropoutOffAfterEvaluation(TinyGPT):
+    def on_validation_model_train(self) -> None:
+        """Leave the network in evaluation mode."""
+
+
+@pytest.mark.parametrize(
+    ("trap", "gpt", "difference"),
+    [
+        (OneGroupScheduled, GPT_CONFIG, "learning_rates differ"),
+        (TargetsNotShifted, GPT_CONFIG, "train_losses differ"),
+        (TiedMatrixDecayedTwice, GPT_CONFIG, "learning_rates differ"),
+        (DropoutOnInEvaluation, with_dropout(), "evaluations differ"),
+        (DropoutOffAfterEvaluation, with_dropout(), "train_losses differ"),
+    ],
+)
+def test_a_trap_is_seen(text_file: Path, trap: type[TinyGPT], gpt: GPTConfig, difference: str) -> None:
+    module = fresh(trap, gpt)
+    expected = plain_loop(english(), weights(module), gpt)
+    found = lightning_fit(text_file, module)
+    with pytest.raises(AssertionError, match=difference):
+        assert_same_run(found, expected, rtol=1e-6)
+
+
+class ScheduledByMicroBatch(TinyGPT):
+    def learning_rate(self, it: int) -> float:
+        return super().learning_rate(it * self.trainer.accumulate_grad_batches)
+
+
+class ClippedInsideAccumulation(TinyGPT):
+    def on_after_backward(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters(), CLIP)
+
+
+class GradientsNotScaled(TinyGPT):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self.trainer.accumulate_grad_batches
+
+
+@pytest.mark.parametrize(
+    ("trap", "difference"),
+    [
+        (ScheduledByMicroBatch, "learning_rates differ"),
+        (ClippedInsideAccumulation, "train_losses differ"),
+        (GradientsNotScaled, "train_losses differ"),
+    ],
+)
+def test_an_accumulation_trap_is_seen(text_file: Path, trap: type[TinyGPT], difference: str) -> None:
+    module = fresh(trap)
+    expected = whole_batch(module)
+    found = accumulated(text_file, module)
+    with pytest.raises(AssertionError, match=difference):
+        assert_same_run(found, expected, rtol=1e-6)
+
+
+class GraphWatch(Callback):
+    """Notes whether anything in an evaluation could be differentiated."""
+
+    def __init__(self) -> None:
+        self.built = False
+        self.batches = 0
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, TinyGPT)
+        pl_module.gpt.ln_f.register_forward_hook(self.look)
+
+    def look(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        if not module.training:
+            self.batches += 1
+            self.built = self.built or output.requires_grad
+
+
+class EvaluationBuildsGraphs(TinyGPT):
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            idx, targets = batch
+            super().validation_step((idx.clone(), targets.clone()), batch_idx, dataloader_idx)
+
+
+@pytest.mark.parametrize(("kind", "built"), [(TinyGPT, False), (EvaluationBuildsGraphs, True)])
+def test_evaluation_builds_no_graph(text_file: Path, kind: type[TinyGPT], built: bool) -> None:
+    watch = GraphWatch()
+    lightning_fit(text_file, fresh(kind), callbacks=(watch,), max_steps=EVALUATED, val_check_interval=EVALUATED)
+    assert watch.batches > 0
+    assert watch.built is built
+
+
+EVALUATED = 2

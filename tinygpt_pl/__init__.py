@@ -1,0 +1,33 @@
+"""A small GPT, trained as the field does it, on PyTorch Lightning."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinygpt_pl.data import TextDataModule
+    from tinygpt_pl.gpt import GPT, GPTConfig
+    from tinygpt_pl.module import TinyGPT
+    from tinygpt_pl.optim import OptimConfig, warmup_cosine
+    from tinygpt_pl.tokenizer import CharTokenizer
+
+__version__ = version("tinygpt_pl")
+
+_HOMES = {
+    "CharTokenizer": "tokenizer",
+    "GPT": "gpt",
+    "GPTConfig": "gpt",
+    "OptimConfig": "optim",
+    "TextDataModule": "data",
+    "TinyGPT": "module",
+    "warmup_cosine": "optim",
+}
+
+__all__ = ["GPT", "CharTokenizer", "GPTConfig", "OptimConfig", "TextDataModule", "TinyGPT", "warmup_cosine"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the network alone starts without Lightning."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,251 @@
+"""The command line: the one place where data, network and trainer meet.
+
+jsonargparse is used directly, not through LightningCLI: that one takes a network's settings from a checkpoint over
+those that were asked for, without a word, and has no place for a vocabulary that is known once the text is read.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from tinygpt_pl.callbacks import Curve, Evaluation, RunRecord, StepSeed, checkpoints
+from tinygpt_pl.checkpoint import check_same_network, find_checkpoint, new_run_dir, read_checkpoint
+from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.diagnosis import WrongStart
+from tinygpt_pl.gpt import GPTConfig
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.optim import OptimConfig
+
+PROG = "python -m tinygpt_pl"
+VERBS = {
+    "fit": "train a network, or go on with --ckpt_path last",
+    "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
+    "test": "score a checkpoint on the whole validation split, every token once",
+}
+TRAINER_OPTIONS = {
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+    *("max_steps", "max_time", "accumulate_grad_batches", "gradient_clip_val"),
+    *("logger", "log_every_n_steps", "enable_progress_bar", "callbacks", "profiler"),
+    *("deterministic", "benchmark", "detect_anomaly"),
+}
+"""The Trainer's arguments that are the user's to set; the recipe sets the others."""
+
+UserError = (ValueError, OSError, MisconfigurationException)
+"""What a wrong setting or file raises before training starts; later, the same is a failure of the run."""
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser that says what is wrong in three lines at most."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name the value, the rule and the way out, and exit with 2."""
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        fail(" ".join(lines[:3])[:400], self._suggestion(message))
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        words = [f"--{word.strip('-').split('=')[0]}" for word in message.replace("'", " ").split() if len(word) > 3]
+        for word in words:
+            close = difflib.get_close_matches(word, options, n=1, cutoff=0.8)
+            if close and close != [word]:
+                return f"did you mean {close[0]}? All options: {self.prog} --help"
+        return f"all options: {self.prog} --help"
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Print an error on the terminal's error stream."""
+    print(f"error: {message}", *filter(None, [hint]), sep="\n", file=sys.stderr)
+
+
+def build_parser(verb: str) -> Parser:
+    """The options of one command."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
+    parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
+    parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str if verb != "fit" else str | None,
+        default=None if verb == "fit" else "best",
+        help="last or best (of --run_dir, else of the newest run), or a file",
+    )
+    parser.add_argument(
+        "--run_dir",
+        type=str | None,
+        help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
+    )
+    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
+    parser.add_class_arguments(OptimConfig, "model.optim")
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed"}, instantiate=False)
+    parser.add_class_arguments(
+        pl.Trainer,
+        "trainer",
+        skip=set(inspect.signature(pl.Trainer).parameters) - TRAINER_OPTIONS,
+        instantiate=False,
+        sub_configs=True,
+        fail_untyped=False,
+    )
+    recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
+    parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})
+    return parser
+
+
+class Job:
+    """A command with everything it needs: settings, text, network and trainer, checked before anything is written."""
+
+    def __init__(self, verb: str, parser: Parser, args: Sequence[str]) -> None:
+        config = parser.parse_args(args)
+        self.run_dir = Path(config.run_dir) if config.run_dir else None
+        self.ckpt_path: Path | None = None
+        if config.ckpt_path:
+            self.ckpt_path = find_checkpoint(config.ckpt_path, self.run_dir)
+            self.run_dir = self.run_dir or self.ckpt_path.absolute().parent.parent
+            # The checkpoint's own configuration is what every option and file given now stands on.
+            checkpoint = read_checkpoint(self.ckpt_path)
+            config = parser.parse_args(args, namespace=parser.parse_string(checkpoint["config"]))
+        self.config = config
+        for name in ("eval_interval", "trainer.max_steps", "trainer.log_every_n_steps"):
+            if config[name] < 1:
+                raise ValueError(f"{name} has to be at least 1, got {config[name]}")
+        pl.seed_everything(config.seed_everything, verbose=False)
+        settings = parser.instantiate(config)
+        gpt: GPTConfig = settings.model.gpt
+        self.data = TextDataModule(**config.data, block_size=gpt.block_size, seed=config.seed_everything)
+        self.data.setup()
+        tokenizer = self.data.tokenizer
+        gpt = dataclasses.replace(gpt, vocab_size=tokenizer.vocab_size)
+        if self.ckpt_path:
+            check_same_network(checkpoint, dataclasses.asdict(gpt), tokenizer.characters)
+        if self.ckpt_path and verb != "fit":
+            self.iteration = checkpoint["global_step"]
+            self.model = TinyGPT.load_from_checkpoint(self.ckpt_path, map_location="cpu", weights_only=True)
+        else:
+            self.model = TinyGPT(gpt, settings.model.optim, tokenizer)
+        self.trainer = self._fit_trainer(parser, settings) if verb == "fit" else self._score_trainer(settings)
+
+    def _fit_trainer(self, parser: Parser, settings: Namespace) -> pl.Trainer:
+        run_dir = self.run_dir = self.run_dir or new_run_dir()
+        if not self.ckpt_path and (run_dir / "config.yaml").exists():
+            raise ValueError(f"{run_dir} holds a run already: go on with --ckpt_path last, or give another --run_dir")
+        options = dict(settings.trainer)
+        if options["logger"] in (None, True):
+            options["logger"] = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False)
+        interval = self.config.eval_interval
+        callbacks: list[Callback] = [
+            RunRecord(run_dir, self._record(parser)),
+            Table(run_dir, self.data),
+            LongRunNotice(interval, "configs/cpu.yaml takes minutes"),
+            *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
+            StepSeed(self.config.seed_everything),
+            Curve(options["log_every_n_steps"]),
+            Evaluation(),
+            *checkpoints(run_dir),
+        ]
+        return self._trainer(
+            options,
+            callbacks,
+            # in micro-batches, and across epochs, of which there is one
+            val_check_interval=interval * options["accumulate_grad_batches"],
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+        )
+
+    def _score_trainer(self, settings: Namespace) -> pl.Trainer:
+        options = {**settings.trainer, "logger": False}
+        callbacks: list[Callback] = [StepProgressBar()] if options["enable_progress_bar"] is not False else []
+        return self._trainer(options, callbacks, enable_checkpointing=False)
+
+    @staticmethod
+    def _trainer(options: dict[str, Any], callbacks: list[Callback], **fixed: Any) -> pl.Trainer:
+        own = options.pop("callbacks") or []
+        callbacks = [*callbacks, *(own if isinstance(own, list) else [own])]
+        return pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
+
+    def _record(self, parser: Parser) -> str:
+        """The configuration as it is to be run again: with the corpus that was had, into a folder of its own."""
+        record = self.config.clone()
+        record.data.corpus = self.data.corpus_name
+        for name in ("config", "ckpt_path", "run_dir"):
+            record.pop(name, None)
+        versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
+        note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
+        return f"# tinygpt_pl {version('tinygpt_pl')}{versions}\n{note}{parser.dump(record, skip_unset=False)}"
+
+    def fit(self) -> None:
+        """Train."""
+        self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path, weights_only=True)
+
+    def validate(self) -> None:
+        """Print the line of the table again."""
+        self.trainer.validate(self.model, self.data, verbose=False)
+        loss = {split: self.trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val")}
+        if self.trainer.is_global_zero:
+            print(f"iter {self.iteration} | train {loss['train']:.4f} | val {loss['val']:.4f} | {self.ckpt_path}")
+
+    def test(self) -> None:
+        """Print the loss over the whole validation split in the units of the field."""
+        self.trainer.test(self.model, self.data, verbose=False)
+        nats = self.trainer.callback_metrics["test/loss"].item()
+        if self.trainer.is_global_zero:
+            targets = len(self.data.splits["val"]) - 1
+            print(
+                f"iter {self.iteration} | {targets:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
+                f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+                f"| average probability {math.exp(-nats):.4f}",
+                sep="\n",
+            )
+
+
+def quieten() -> None:
+    """Keep the console for what the run itself has to say."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, adverts, «max_steps reached»
+    # Lightning 2.6.6 asks torch 2.13 for a deprecated class at every batch.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: its words; those of the shell if left out.
+
+    Returns:
+        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 130 if interrupted.
+    """
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
+        return 0 if args else 2
+    verb, *options = args
+    if verb not in VERBS:
+        fail(f"no command {verb!r}: it has to be one of {', '.join(VERBS)}")
+        return 2
+    quieten()
+    try:
+        job = Job(verb, build_parser(verb), options)
+    except UserError as error:
+        fail(str(error))
+        return 2
+    try:
+        getattr(job, verb)()
+    except WrongStart as error:
+        fail(str(error))
+        return 1
+    return 0

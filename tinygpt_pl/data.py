@@ -1,0 +1,216 @@
+"""Random windows of a text, as a pure function of the seed and the step, and the LightningDataModule around them.
+
+Window i of optimizer step t depends on (seed, stream, t, i) alone: not on the number of devices or micro-batches a step
+is divided into, nor on how often the run was stopped. There are no epochs.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tinygpt_pl.corpus import default_cache_dir, load_corpus
+from tinygpt_pl.tokenizer import CharTokenizer
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, each (B, T) of int64; the targets are the inputs shifted by one token."""
+
+STREAMS = {"train": 0, "eval_train": 1, "eval_val": 2}
+"""What windows are drawn for; each has random numbers of its own."""
+
+
+def window_starts(seed: int, stream: str, step: int, count: int, high: int) -> npt.NDArray[np.int64]:
+    """Where the first `count` windows of a step begin, each in [0, high).
+
+    Philox is a counter-based generator (Salmon et al. 2011): the i-th number of a (key, counter) needs no state, and
+    the first n of them are the same whatever `count` is. The remainder favours no start by more than high / 2**64.
+    """
+    raw = np.random.Philox(key=[seed, STREAMS[stream]], counter=[0, step, 0, 0]).random_raw(count)
+    return (raw % np.uint64(high)).astype(np.int64)
+
+
+def shares(starts: npt.NDArray[np.int64], batch_size: int, rank: int, world_size: int) -> list[npt.NDArray[np.int64]]:
+    """The micro-batches of one device, out of windows that all devices take in turn."""
+    return [starts[i : i + batch_size] for i in range(rank * batch_size, len(starts), world_size * batch_size)]
+
+
+def gather(ids: Tensor, starts: npt.NDArray[np.int64], length: int) -> Batch:
+    """Cut windows of `length` tokens, and the same windows one token later."""
+    at = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)  # (B, T + 1)
+    window = ids[at].long()
+    return window[:, :-1], window[:, 1:]
+
+
+class TrainingWindows:
+    """Micro-batches of one device from `first_step` on, without end (and so without a length)."""
+
+    def __init__(
+        self,
+        ids: Tensor,
+        *,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.ids, self.block_size, self.batch_size, self.seed = ids, block_size, batch_size, seed
+        self.accumulate, self.first_step, self.rank, self.world_size = accumulate, first_step, rank, world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = self.batch_size * self.accumulate * self.world_size
+        high = len(self.ids) - self.block_size
+        for step in itertools.count(self.first_step):
+            starts = window_starts(self.seed, "train", step, count, high)
+            for share in shares(starts, self.batch_size, self.rank, self.world_size):
+                yield gather(self.ids, share, self.block_size)
+
+
+class FixedWindows:
+    """The same batches at every pass: a sequence of window starts with the windows' length."""
+
+    def __init__(self, ids: Tensor, batches: Sequence[tuple[npt.NDArray[np.int64], int]]) -> None:
+        self.ids, self.batches = ids, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for starts, length in self.batches:
+            yield gather(self.ids, starts, length)
+
+
+def full_pass(tokens: int, block_size: int, batch_size: int) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """Batches of a pass in which every token but the first is a target exactly once.
+
+    The windows do not overlap; the last one may be shorter and is then a batch of its own.
+    """
+    targets = tokens - 1
+    whole = np.arange(0, targets - block_size + 1, block_size)
+    batches = [(share, block_size) for share in shares(whole, batch_size, rank=0, world_size=1)]
+    rest = targets % block_size
+    return batches + ([(np.array([targets - rest]), rest)] if rest else [])
+
+
+class TextDataModule(pl.LightningDataModule):
+    """A text, its vocabulary, its two contiguous splits, and windows of them.
+
+    `setup` fills `tokenizer`, `splits` and `corpus_name`; it runs once and needs no Trainer. The loaders do.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "tinyshakespeare",
+        block_size: int = 256,
+        batch_size: int = 64,
+        eval_iters: int = 200,
+        val_fraction: float = 0.1,
+        cache_dir: str | None = None,
+        offline_corpus: str | None = "pydoc",
+        seed: int = 1337,
+    ) -> None:
+        """Check the settings; no file is touched before `setup`.
+
+        Args:
+            corpus: tinyshakespeare, pydoc, or the path of a UTF-8 text file.
+            block_size: tokens in a window.
+            batch_size: windows per device and micro-batch.
+            eval_iters: batches, each as large as that of an optimizer step, that an evaluation averages in each split.
+            val_fraction: share of the text, at its end, that is kept for validation.
+            cache_dir: where downloads are kept; $TINYGPT_CACHE or else data if left out.
+            offline_corpus: what to train on where a download fails; null stops instead.
+            seed: of the windows.
+
+        Raises:
+            ValueError: for a setting outside its range.
+        """
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):
+            if value < 1:
+                raise ValueError(f"{name} has to be at least 1, got {value}")
+        if not 0.0 < val_fraction < 1.0:
+            raise ValueError(f"val_fraction has to lie between 0 and 1, got {val_fraction}")
+        self.corpus, self.offline_corpus = corpus, offline_corpus
+        self.block_size, self.batch_size, self.eval_iters = block_size, batch_size, eval_iters
+        self.val_fraction, self.seed = val_fraction, seed
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.splits: dict[str, Tensor] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode the text, and cut it in two.
+
+        Raises:
+            ValueError: if the text is unfit, or one of its splits is too short for a window.
+            OSError: if it cannot be had.
+        """
+        if self.splits:
+            return
+        corpus = load_corpus(self.corpus, self.cache_dir, self.offline_corpus)
+        self.corpus_name = corpus.name
+        self.tokenizer = CharTokenizer.from_text(corpus.text)
+        ids = torch.from_numpy(self.tokenizer.encode(corpus.text))
+        boundary = int(len(ids) * (1 - self.val_fraction))
+        splits = {"train": ids[:boundary], "val": ids[boundary:]}
+        for name, split in splits.items():
+            if len(split) <= self.block_size:
+                raise ValueError(
+                    f"the {name} split of {corpus.name!r} has {len(split)} of its {len(ids)} tokens, but a window needs "
+                    f"at least {self.block_size + 1}: give a longer text, another val_fraction or a smaller block_size"
+                )
+        self.splits = splits
+
+    @property
+    def offline_notice(self) -> str:
+        """What has to be said if another corpus stands in for one that could not be downloaded, else nothing."""
+        if self.corpus_name == self.corpus:
+            return ""
+        return f"NOTE: {self.corpus} could not be downloaded; {self.corpus_name} is used instead"
+
+    @property
+    def _context(self) -> pl.Trainer:
+        assert self.trainer is not None, "a Trainer has to hold the data module before it gives loaders"
+        return self.trainer
+
+    def train_dataloader(self) -> TrainingWindows:
+        """The windows of this device from the trainer's next optimizer step on."""
+        trainer = self._context
+        return TrainingWindows(
+            self.splits["train"],
+            block_size=self.block_size,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            accumulate=trainer.accumulate_grad_batches,
+            first_step=trainer.global_step,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    def val_dataloader(self) -> list[FixedWindows]:
+        """The validation windows, then as many of the training split: the same at every evaluation."""
+        return [self._eval_windows("val"), self._eval_windows("train")]
+
+    def _eval_windows(self, split: str) -> FixedWindows:
+        trainer, ids = self._context, self.splits[split]
+        # An evaluation batch is as large as an optimizer step's, so that accumulation changes no estimate.
+        count = self.eval_iters * self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        starts = window_starts(self.seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
+        return FixedWindows(
+            ids,
+            [
+                (share, self.block_size)
+                for share in shares(starts, self.batch_size, trainer.global_rank, trainer.world_size)
+            ],
+        )
+
+    def test_dataloader(self) -> FixedWindows:
+        """The whole validation split, every token after its first a target exactly once."""
+        trainer, ids = self._context, self.splits["val"]
+        batches = full_pass(len(ids), self.block_size, self.batch_size)
+        return FixedWindows(ids, batches[trainer.global_rank :: trainer.world_size])

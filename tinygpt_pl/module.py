@@ -1,0 +1,147 @@
+"""The system around the network: loss, optimizer, schedule, clipping and evaluation, as a LightningModule."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from tinygpt_pl.data import Batch
+from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, warmup_cosine
+from tinygpt_pl.tokenizer import CharTokenizer
+
+Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
+
+
+class TinyGPT(pl.LightningModule):
+    """A GPT and how it is trained.
+
+    A checkpoint holds the three arguments as plain mappings, so that it loads under `weights_only=True`, and
+    `TinyGPT.load_from_checkpoint(path)` needs nothing else.
+    """
+
+    def __init__(
+        self,
+        gpt: GPTConfig | Mapping[str, Any] = GPTConfig(),
+        optim: OptimConfig | Mapping[str, Any] = OptimConfig(),
+        tokenizer: CharTokenizer | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build the network with fresh weights.
+
+        Args:
+            gpt: its shape.
+            optim: the optimizer and its schedule.
+            tokenizer: the vocabulary that its ids stand for, if any is known.
+
+        Raises:
+            ValueError: if the vocabulary and the network differ in size.
+        """
+        super().__init__()
+        self.gpt = GPT(_settings(GPTConfig, gpt))
+        self.optim = _settings(OptimConfig, optim)
+        self.tokenizer = None if tokenizer is None else _settings(CharTokenizer, tokenizer)
+        if self.tokenizer and self.tokenizer.vocab_size != self.gpt.config.vocab_size:
+            raise ValueError(
+                f"vocab_size is {self.gpt.config.vocab_size}, but the vocabulary has {self.tokenizer.vocab_size} tokens"
+            )
+        self.save_hyperparameters(
+            {
+                "gpt": dataclasses.asdict(self.gpt.config),
+                "optim": dataclasses.asdict(self.optim),
+                "tokenizer": self.tokenizer and dataclasses.asdict(self.tokenizer),
+            },
+            logger=False,
+        )
+        # nan_strategy: a loss that is not a number has to show, not to be left out of the mean.
+        self.val_loss, self.train_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.grad_norm = torch.zeros(())
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
+        logits, loss = self.gpt(idx, targets)
+        return logits, loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a micro-batch, a mean; Lightning divides it by `accumulate_grad_batches` before its backward."""
+        return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        idx, targets = batch
+        _, loss = self.gpt(idx, targets)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the mean of its split; Lightning holds eval mode and no gradients around it."""
+        metric = (self.val_loss, self.train_loss)[dataloader_idx]
+        metric.update(self._loss(batch), weight=batch[1].numel())
+
+    def on_validation_epoch_end(self) -> None:
+        """Report both losses, and what follows from them, to checkpoints and callbacks."""
+        train, val = _read(self.train_loss), _read(self.val_loss)
+        report = {
+            "eval/train_loss": train,
+            "eval/val_loss": val,
+            "eval/gap": val - train,
+            "eval/val_perplexity": val.exp(),
+            "eval/val_bits_per_char": val / math.log(2),
+        }
+        # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
+        self.log_dict(report, logger=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the mean over the whole split, each target with the same weight."""
+        self.test_loss.update(self._loss(batch), weight=batch[1].numel())
+
+    def on_test_epoch_end(self) -> None:
+        """Report the mean loss in nats per token."""
+        self.log("test/loss", _read(self.test_loss), logger=False)
+
+    def learning_rate(self, it: int) -> float:
+        """The schedule's value at optimizer step `it`."""
+        optim = self.optim
+        max_iters = self.trainer.max_steps if optim.max_iters is None else optim.max_iters
+        return warmup_cosine(it, optim.max_lr, optim.min_lr, optim.warmup_iters, max_iters)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Grouped AdamW, and the schedule set on every group before every optimizer step."""
+        # A fused AdamW undoes float16's loss scaling itself, too late for the clipping, which comes before.
+        fused = self.device.type in FUSED_DEVICES and self.trainer.precision != "16-mixed"
+        optimizer = configure_adamw(self.gpt, self.optim, fused=fused)
+        scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the accumulated gradient by its global norm, and keep that norm, as it was before, in `grad_norm`.
+
+        Lightning's own clipping gives no norm, and refuses a fused optimizer in mixed precision.
+
+        Raises:
+            ValueError: for clipping by value.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
+        self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+
+
+def _settings(kind: type[Settings], value: Any) -> Settings:
+    return value if isinstance(value, kind) else kind(**value)
+
+
+def _read(metric: MeanMetric) -> Tensor:
+    value: Tensor = metric.compute()
+    metric.reset()
+    return value
