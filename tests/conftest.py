@@ -1,15 +1,24 @@
 """Texts for the tests: one they write themselves, and Tiny Shakespeare where it is at hand."""
 
 import shutil
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.reference import english
+from tinygpt_pl.corpus import default_cache_dir
 
 ROOT = Path(__file__).parent.parent
-COPIES = (ROOT / "data" / "tinyshakespeare.txt", ROOT.parent / "shared" / "corpora" / "tinyshakespeare.txt")
+COPIES = [
+    folder / "tinyshakespeare.txt"
+    for folder in (default_cache_dir(), ROOT / "data", ROOT.parent / "shared" / "corpora")
+]
+
+# Networks this small are faster on one thread, and two test runs beside each other do not get in each other's way.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -32,6 +41,14 @@ def shakespeare_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the cache, and all requests sent to a port of this machine that nobody listens on."""
+    monkeypatch.delenv("TINYGPT_CACHE", raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first request
+
+
+@pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process; gives its exit code, its output and its errors."""
 
@@ -41,8 +58,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         try:
             code = main(args)
         except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            code = stop.code
+            code = int(stop.code or 0)
         return code, *capsys.readouterr()
 
     return run

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tinygpt_pl.data import Batch
 from tinygpt_pl.diagnosis import check_start
+from tinygpt_pl.gpt import INIT_STD
 from tinygpt_pl.module import TinyGPT
 
 CHARTS = {
@@ -26,6 +27,18 @@ CHARTS = {
     },
 }
 """The custom-scalar page of TensorBoard."""
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard's events alone, straight in the run folder; the settings are in its config.yaml."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(run_dir, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is buffered, and no second file of settings."""
+        self.experiment.flush()
 
 
 class Evaluation(Callback):
@@ -41,7 +54,8 @@ class Evaluation(Callback):
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
         config = pl_module.gpt.config
-        check_start(trainer.callback_metrics["eval/val_loss"].item(), config.vocab_size, config.n_embd)
+        loss = trainer.callback_metrics["eval/val_loss"].item()
+        check_start(loss, config.vocab_size, config.n_embd * INIT_STD**2)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -82,9 +96,10 @@ class Curve(Callback):
         self.stepping = False
         self.loss: Tensor | float = 0.0
         self.clipped: Tensor | float = 0.0
-        self.steps = 0
+        self.steps = 0  # since the last row
         self.lr = math.nan
-        self.seconds, self.since = 0.0, 0.0
+        self.tokens, self.seconds = 0, 0.0  # of training since the last row, in this process
+        self.since: float | None = None  # when the clock was started; None while it stands still
         self.ceiling = math.nan
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,23 +111,29 @@ class Curve(Callback):
         self.clipped, self.steps = state_dict["clipped"], state_dict["steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the machine, lay out the charts and start the clock."""
+        """Measure the machine and lay out the charts."""
         self.ceiling = matmul_flops(pl_module.device, trainer.precision) * trainer.world_size
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_custom_scalars(CHARTS)
-        self.since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock where it stands still: at first, and after an evaluation and its checkpoints."""
+        if self.since is None:
+            self.since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock: throughput is that of training."""
-        self.seconds += time.perf_counter() - self.since
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+        self.since = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write an evaluation."""
-        if trainer.state.fn is TrainerFn.FITTING:
-            report = {tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith("eval/")}
-            self._write(trainer, report, trainer.global_step)
-        self.since = time.perf_counter()
+        report = {tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith("eval/")}
+        self._write(trainer, report, trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -132,17 +153,19 @@ class Curve(Callback):
         self.stepping = False
         self.steps += 1
         self.clipped = self.clipped + (pl_module.grad_norm > (trainer.gradient_clip_val or math.inf))
+        tokens = batch[0].numel() * trainer.accumulate_grad_batches * trainer.world_size
+        self.tokens += tokens
         it = trainer.global_step - 1
         if it % self.log_every_n_steps == 0:
-            tokens = batch[0].numel() * trainer.accumulate_grad_batches * trainer.world_size
             self._write(trainer, self._row(trainer, pl_module, tokens, it), it)
             self.clipped, self.steps = 0.0, 0
-            self.seconds, self.since = 0.0, time.perf_counter()
+            self.tokens, self.seconds, self.since = 0, 0.0, time.perf_counter()
         self.loss = 0.0
 
     def _row(self, trainer: pl.Trainer, module: TinyGPT, tokens: int, it: int) -> dict[str, float]:
         loss = trainer.strategy.reduce(torch.as_tensor(self.loss), reduce_op="mean").item()  # waits for the device
-        speed = tokens * self.steps / (self.seconds + time.perf_counter() - self.since)
+        assert self.since is not None
+        speed = self.tokens / (self.seconds + time.perf_counter() - self.since)
         return {
             "train/loss": loss,
             "optim/lr": self.lr,
@@ -161,8 +184,9 @@ class Curve(Callback):
 
 def matmul_flops(device: torch.device, precision: str) -> float:
     """Floating-point operations a second of a large matrix product, measured: the ceiling that `perf/mfu` refers to."""
-    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-    n = 1024 if device.type == "cpu" else 8192
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    dtype = next((dtype for name, dtype in dtypes.items() if precision.startswith(name)), torch.float32)
+    n = 1024 if device.type == "cpu" else 4096 if dtype.itemsize > 2 else 8192  # 0.2 GB or 0.4 GB on an accelerator
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = math.inf
     for _ in range(5):

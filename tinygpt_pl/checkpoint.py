@@ -1,6 +1,6 @@
 """Where runs and their checkpoints lie, and how a checkpoint is read: as data, never as code."""
 
-import pickle
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ import torch
 
 LOGS = Path("lightning_logs")
 """Where runs are kept that are given no other folder."""
+
+OURS = {"state_dict", "hyper_parameters", "global_step", "config", "val_loss"}
+"""What every checkpoint of a run holds."""
 
 
 def _versions() -> list[tuple[int, Path]]:
@@ -20,6 +23,12 @@ def new_run_dir() -> Path:
     """The next free lightning_logs/version_N; it is not created."""
     versions = _versions()
     return LOGS / f"version_{versions[-1][0] + 1 if versions else 0}"
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint, or None for a file that was moved out of one."""
+    folder = path.absolute().parent
+    return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" else None
 
 
 def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
@@ -43,7 +52,9 @@ def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
     run = run_dir or versions[-1][1]
     path = run / "checkpoints" / f"{ckpt_path}.ckpt"
     if not path.is_file():
-        raise ValueError(f"no {ckpt_path} checkpoint in {run}; give the path of one, or another --run_dir")
+        others = [version for _, version in versions if (version / "checkpoints" / path.name).is_file()]
+        way_out = f"the newest that has one is --run_dir {others[-1]}" if others else "give the path of one"
+        raise ValueError(f"no {ckpt_path} checkpoint in {run}; {way_out}")
     return path
 
 
@@ -52,13 +63,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if it is none, or is damaged.
+        OSError: if it cannot be read.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
-        raise ValueError(f"{path} is damaged or no checkpoint") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "config"} <= checkpoint.keys():
-        raise ValueError(f"{path} is no checkpoint of tinygpt_pl")
+    with path.open("rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # torch's readers trip over bytes that are no checkpoint in any way they like
+            raise ValueError(f"{path} is damaged or no checkpoint") from None
+    if not isinstance(checkpoint, dict) or not OURS <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
     return checkpoint
 
 

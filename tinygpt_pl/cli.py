@@ -9,6 +9,7 @@ import difflib
 import inspect
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,13 +19,11 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from tinygpt_pl.callbacks import Curve, Evaluation, RunRecord, StepSeed, checkpoints
-from tinygpt_pl.checkpoint import check_same_network, find_checkpoint, new_run_dir, read_checkpoint
-from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table
+from tinygpt_pl.callbacks import Curve, Evaluation, EventLogger, RunRecord, StepSeed, checkpoints
+from tinygpt_pl.checkpoint import check_same_network, find_checkpoint, new_run_dir, read_checkpoint, run_of
+from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.diagnosis import WrongStart
 from tinygpt_pl.gpt import GPTConfig
@@ -39,13 +38,26 @@ VERBS = {
 }
 TRAINER_OPTIONS = {
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
-    *("max_steps", "max_time", "accumulate_grad_batches", "gradient_clip_val"),
+    *("max_steps", "accumulate_grad_batches", "gradient_clip_val"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "callbacks", "profiler"),
     *("deterministic", "benchmark", "detect_anomaly"),
 }
 """The Trainer's arguments that are the user's to set; the recipe sets the others."""
 
-UserError = (ValueError, OSError, MisconfigurationException)
+LOWEST = {
+    "seed_everything": 0,
+    "eval_interval": 1,
+    "trainer.max_steps": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": 0,
+}
+"""Settings that no class of ours checks, with their least values."""
+
+NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val"}
+"""Settings that may be null though their default is not."""
+
+UserError = (ValueError, OSError)
 """What a wrong setting or file raises before training starts; later, the same is a failure of the run."""
 
 
@@ -54,23 +66,23 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        fail(" ".join(lines[:3])[:400], self._suggestion(message))
+        fail(message, self._suggestion(message))
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        words = [f"--{word.strip('-').split('=')[0]}" for word in message.replace("'", " ").split() if len(word) > 3]
-        for word in words:
-            close = difflib.get_close_matches(word, options, n=1, cutoff=0.8)
-            if close and close != [word]:
+        for word in re.findall(r"[\w.]{4,}", message):
+            close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
+            if close and close != [f"--{word}"]:
                 return f"did you mean {close[0]}? All options: {self.prog} --help"
         return f"all options: {self.prog} --help"
 
 
 def fail(message: str, hint: str = "") -> None:
-    """Print an error on the terminal's error stream."""
-    print(f"error: {message}", *filter(None, [hint]), sep="\n", file=sys.stderr)
+    """Print an error in two lines and a hint in a third; what others have to say can be longer than that."""
+    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
+    lines = [first[:400], " ".join(rest)[:400], hint]
+    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
 
 
 def build_parser(verb: str) -> Parser:
@@ -110,48 +122,75 @@ def build_parser(verb: str) -> Parser:
 class Job:
     """A command with everything it needs: settings, text, network and trainer, checked before anything is written."""
 
-    def __init__(self, verb: str, parser: Parser, args: Sequence[str]) -> None:
-        config = parser.parse_args(args)
-        self.run_dir = Path(config.run_dir) if config.run_dir else None
-        self.ckpt_path: Path | None = None
-        if config.ckpt_path:
-            self.ckpt_path = find_checkpoint(config.ckpt_path, self.run_dir)
-            self.run_dir = self.run_dir or self.ckpt_path.absolute().parent.parent
-            # The checkpoint's own configuration is what every option and file given now stands on.
-            checkpoint = read_checkpoint(self.ckpt_path)
-            config = parser.parse_args(args, namespace=parser.parse_string(checkpoint["config"]))
-        self.config = config
-        for name in ("eval_interval", "trainer.max_steps", "trainer.log_every_n_steps"):
-            if config[name] < 1:
-                raise ValueError(f"{name} has to be at least 1, got {config[name]}")
-        pl.seed_everything(config.seed_everything, verbose=False)
-        settings = parser.instantiate(config)
+    def __init__(self, verb: str, args: Sequence[str]) -> None:
+        self.parser = build_parser(verb)
+        checkpoint = self._take_options(args)
+        self.iteration = checkpoint["global_step"] if checkpoint else 0
+        settings = self.parser.instantiate(self.config)
         gpt: GPTConfig = settings.model.gpt
-        self.data = TextDataModule(**config.data, block_size=gpt.block_size, seed=config.seed_everything)
+        self.data = TextDataModule(**settings.data, block_size=gpt.block_size, seed=self.config.seed_everything)
         self.data.setup()
-        tokenizer = self.data.tokenizer
-        gpt = dataclasses.replace(gpt, vocab_size=tokenizer.vocab_size)
-        if self.ckpt_path:
-            check_same_network(checkpoint, dataclasses.asdict(gpt), tokenizer.characters)
-        if self.ckpt_path and verb != "fit":
-            self.iteration = checkpoint["global_step"]
-            self.model = TinyGPT.load_from_checkpoint(self.ckpt_path, map_location="cpu", weights_only=True)
+        gpt = dataclasses.replace(gpt, vocab_size=self.data.tokenizer.vocab_size)
+        if checkpoint:
+            check_same_network(checkpoint, dataclasses.asdict(gpt), self.data.tokenizer.characters)
+        if verb == "fit":
+            self._check_run(checkpoint)
+            pl.seed_everything(self.config.seed_everything, verbose=False)
+            self.model = TinyGPT(gpt, settings.model.optim, self.data.tokenizer)
+            self.trainer = self._fit_trainer(settings)
+            if self.trainer.is_global_zero:
+                (self.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         else:
-            self.model = TinyGPT(gpt, settings.model.optim, tokenizer)
-        self.trainer = self._fit_trainer(parser, settings) if verb == "fit" else self._score_trainer(settings)
+            assert self.ckpt_path
+            self.model = TinyGPT.load_from_checkpoint(self.ckpt_path, map_location="cpu", weights_only=True)
+            self.trainer = self._score_trainer(settings)
 
-    def _fit_trainer(self, parser: Parser, settings: Namespace) -> pl.Trainer:
-        run_dir = self.run_dir = self.run_dir or new_run_dir()
-        if not self.ckpt_path and (run_dir / "config.yaml").exists():
-            raise ValueError(f"{run_dir} holds a run already: go on with --ckpt_path last, or give another --run_dir")
+    def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
+        """Parse the words; with a checkpoint, its own configuration is what they and their files stand on."""
+        config, checkpoint = self.parser.parse_args(args), None
+        run_dir = Path(config.run_dir).expanduser() if config.run_dir else None
+        self.ckpt_path: Path | None = None
+        if config.ckpt_path is not None:
+            self.ckpt_path = find_checkpoint(config.ckpt_path, run_dir)
+            checkpoint = read_checkpoint(self.ckpt_path)
+            run_dir = run_dir or run_of(self.ckpt_path)
+            config = self.parser.parse_args(args, namespace=self.parser.parse_string(checkpoint["config"]))
+        for name, default in self.parser.get_defaults().items():
+            if default is not None and config.get(name) is None and name not in NULLABLE:
+                raise ValueError(f"{name} cannot be null")
+        for name, least in LOWEST.items():
+            if config[name] is not None and not config[name] >= least:
+                raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
+        self.config, self.run_dir = config, run_dir or new_run_dir()
+        return checkpoint
+
+    def _check_run(self, checkpoint: dict[str, Any] | None) -> None:
+        """See that a run neither writes over another nor goes on in a way that would not be its own."""
+        own = self.ckpt_path and run_of(self.ckpt_path)
+        if (self.run_dir / "config.yaml").exists() and not (own and own.resolve() == self.run_dir.resolve()):
+            raise ValueError(
+                f"{self.run_dir} holds a run already: go on with --ckpt_path last, or give another --run_dir"
+            )
+        if not checkpoint:
+            return
+        max_steps = self.config.trainer.max_steps
+        if self.iteration > max_steps:
+            raise ValueError(f"the checkpoint is of iteration {self.iteration}, beyond trainer.max_steps {max_steps}")
+        # Lightning counts micro-batches, and would go on at a wrong one.
+        was = self.parser.parse_string(checkpoint["config"]).trainer.accumulate_grad_batches
+        if was != self.config.trainer.accumulate_grad_batches:
+            raise ValueError(f"trainer.accumulate_grad_batches has to stay {was} in a run that goes on")
+
+    def _fit_trainer(self, settings: Namespace) -> pl.Trainer:
+        run_dir = self.run_dir
         options = dict(settings.trainer)
         if options["logger"] in (None, True):
-            options["logger"] = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False)
+            options["logger"] = EventLogger(run_dir)
         interval = self.config.eval_interval
         callbacks: list[Callback] = [
-            RunRecord(run_dir, self._record(parser)),
+            RunRecord(run_dir, self._record()),
             Table(run_dir, self.data),
-            LongRunNotice(interval, "configs/cpu.yaml takes minutes"),
+            LongRunNotice(interval, "--config configs/cpu.yaml takes minutes"),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
             StepSeed(self.config.seed_everything),
             Curve(options["log_every_n_steps"]),
@@ -169,16 +208,19 @@ class Job:
 
     def _score_trainer(self, settings: Namespace) -> pl.Trainer:
         options = {**settings.trainer, "logger": False}
-        callbacks: list[Callback] = [StepProgressBar()] if options["enable_progress_bar"] is not False else []
+        callbacks: list[Callback] = [TQDMProgressBar()] if options["enable_progress_bar"] is not False else []
         return self._trainer(options, callbacks, enable_checkpointing=False)
 
     @staticmethod
     def _trainer(options: dict[str, Any], callbacks: list[Callback], **fixed: Any) -> pl.Trainer:
         own = options.pop("callbacks") or []
         callbacks = [*callbacks, *(own if isinstance(own, list) else [own])]
-        return pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
+        try:
+            return pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
+        except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
+            raise ValueError(f"trainer: {error}") from error
 
-    def _record(self, parser: Parser) -> str:
+    def _record(self) -> str:
         """The configuration as it is to be run again: with the corpus that was had, into a folder of its own."""
         record = self.config.clone()
         record.data.corpus = self.data.corpus_name
@@ -186,36 +228,43 @@ class Job:
             record.pop(name, None)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
-        return f"# tinygpt_pl {version('tinygpt_pl')}{versions}\n{note}{parser.dump(record, skip_unset=False)}"
+        return f"# tinygpt_pl {version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
 
     def fit(self) -> None:
         """Train."""
+        if self.iteration == self.trainer.max_steps:
+            say(
+                self.trainer,
+                f"nothing to do: iteration {self.iteration} is reached; a larger --trainer.max_steps goes on",
+            )
+            return
         self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path, weights_only=True)
 
     def validate(self) -> None:
         """Print the line of the table again."""
         self.trainer.validate(self.model, self.data, verbose=False)
-        loss = {split: self.trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val")}
-        if self.trainer.is_global_zero:
-            print(f"iter {self.iteration} | train {loss['train']:.4f} | val {loss['val']:.4f} | {self.ckpt_path}")
+        train, val = (self.trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        say(self.trainer, f"iter {self.iteration} | train {train:.4f} | val {val:.4f} | {self.ckpt_path}")
 
     def test(self) -> None:
         """Print the loss over the whole validation split in the units of the field."""
         self.trainer.test(self.model, self.data, verbose=False)
         nats = self.trainer.callback_metrics["test/loss"].item()
-        if self.trainer.is_global_zero:
-            targets = len(self.data.splits["val"]) - 1
-            print(
-                f"iter {self.iteration} | {targets:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
-                f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
-                f"| average probability {math.exp(-nats):.4f}",
-                sep="\n",
-            )
+        tokens = len(self.data.splits["val"]) - 1
+        say(
+            self.trainer,
+            f"iter {self.iteration} | {tokens:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
+            f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+            f"| average probability {math.exp(-nats):.4f}",
+        )
 
 
 def quieten() -> None:
     """Keep the console for what the run itself has to say."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, adverts, «max_steps reached»
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices, ranks, adverts, «max_steps reached»
+    # A resumed run goes on in its own folder, on purpose.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     # Lightning 2.6.6 asks torch 2.13 for a deprecated class at every batch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
 
@@ -227,7 +276,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: its words; those of the shell if left out.
 
     Returns:
-        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 130 if interrupted.
+        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 130 or 143 if a signal stopped it.
+
+    Raises:
+        SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
     """
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
@@ -239,13 +291,16 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     quieten()
     try:
-        job = Job(verb, build_parser(verb), options)
+        job = Job(verb, options)
     except UserError as error:
         fail(str(error))
         return 2
     try:
         getattr(job, verb)()
     except WrongStart as error:
-        fail(str(error))
+        if job.trainer.is_global_zero:
+            fail(str(error))
         return 1
+    except SystemExit:  # Lightning's end of a run that a signal stopped; its own code says nothing of the kind
+        return 143 if job.trainer.received_sigterm else 130
     return 0

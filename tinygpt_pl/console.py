@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,14 +57,15 @@ class Table(Callback):
             parameters = group["params"]
             lines.append(f"{label}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} parameters")
         lines.append(f"ln({config.vocab_size}) = {expected_start(config.vocab_size):.4f}, the loss of a uniform guess")
-        lines.append(f"run: {self.run_dir} on {pl_module.device.type}; tensorboard --logdir {self.run_dir.parent}")
+        device = pl_module.device
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
+        lines.append(f"curves: tensorboard --logdir {self.run_dir.parent}")
         say(trainer, data.offline_notice, *lines)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print an evaluation and remember the best; the untrained network is never that."""
         assert isinstance(pl_module, TinyGPT)
-        if trainer.state.fn is not TrainerFn.FITTING:
-            return
         it, metrics = trainer.global_step, trainer.callback_metrics
         val = metrics["eval/val_loss"].item()
         if it > 0 and val < self.best_loss:
@@ -92,8 +93,11 @@ def say(trainer: pl.Trainer, *lines: str) -> None:
     """Print the lines that are not empty on the first process alone, above any progress bar."""
     if trainer.is_global_zero:
         for line in filter(None, lines):
-            tqdm.write(line)
-        sys.stdout.flush()  # a table that is piped or kept in a file is read while the run goes on
+            if sys.stderr.isatty():
+                tqdm.write(line)  # above the bar
+            else:
+                print(line)
+        sys.stdout.flush()  # a table in a pipe or file is read while the run goes on
 
 
 class LongRunNotice(Callback):
@@ -104,6 +108,7 @@ class LongRunNotice(Callback):
 
     def __init__(self, eval_interval: int, alternative: str) -> None:
         self.eval_interval, self.alternative = eval_interval, alternative
+        self.seen, self.start = 0, 0.0
 
     def on_validation_batch_end(
         self,
@@ -115,11 +120,15 @@ class LongRunNotice(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Time the batches after the first, which pays for warming up."""
-        if trainer.state.fn is not TrainerFn.FITTING or trainer.global_step > 0 or dataloader_idx > 0:
+        if trainer.global_step > 0:
             return
-        if batch_idx == 0:
+        self.seen += 1
+        if self.seen not in (1, 1 + self.BATCHES):
+            return
+        torch.zeros((), device=pl_module.device).item()  # waits for the device
+        if self.seen == 1:
             self.start = time.perf_counter()
-        elif batch_idx == self.BATCHES:
+        else:
             forward = (time.perf_counter() - self.start) / self.BATCHES
             evaluations = 1 + math.ceil(trainer.max_steps / self.eval_interval)
             steps = trainer.max_steps * trainer.accumulate_grad_batches
@@ -130,19 +139,20 @@ class LongRunNotice(Callback):
 
 
 class StepProgressBar(ProgressBar):
-    """One bar over the optimizer steps: how many are done, the time left, evaluations included, and the loss."""
+    """A bar over the optimizer steps: how many are done, the time left, evaluations included, and the loss."""
 
-    TERMINAL_SECONDS, FILE_SECONDS = 0.25, 30.0  # between refreshes; a log file needs few
+    TERMINAL_SECONDS, FILE_SECONDS = 0.25, 30.0  # from one redrawing to the next; a log file needs few
 
-    def __init__(self, eval_interval: int = 250) -> None:
+    def __init__(self, eval_interval: int) -> None:
         super().__init__()
         self.eval_interval = eval_interval
         self.interval = self.TERMINAL_SECONDS if sys.stderr.isatty() else self.FILE_SECONDS
         self.bar: tqdm[Any] | None = None
         self.enabled = True
         self.loss: Tensor | None = None
-        self.refreshed = self.mark = self.training = self.evaluating = 0.0
         self.first_step = self.evaluations = 0
+        self.training = self.evaluating = self.mark = 0.0  # seconds in each, and when the present one began
+        self.redrawn = 0.0
 
     def disable(self) -> None:
         """Show nothing; Lightning calls it on all processes but the first."""
@@ -152,55 +162,52 @@ class StepProgressBar(ProgressBar):
         """Show the bar."""
         self.enabled = True
 
-    def _open(self, total: int, initial: int = 0) -> None:
-        form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = tqdm(total=total, initial=initial, disable=not self.enabled, bar_format=form, miniters=math.inf)
-        self.refreshed = self.mark = time.monotonic()
-
-    def _lap(self) -> float:
-        now = time.monotonic()
-        seconds, self.mark = now - self.mark, now
-        return seconds
-
-    def _show(self, trainer: pl.Trainer, doing: str, now: bool = False) -> None:
-        """Redraw, at most a few times a second: reading the loss waits for the device."""
-        if self.bar is None or not (now or time.monotonic() - self.refreshed >= self.interval):
-            return
-        self.bar.n = trainer.global_step
-        self.bar.set_description_str(doing, refresh=False)
-        if self.loss is not None:
-            loss = self.loss.item() * trainer.accumulate_grad_batches
-            self.bar.set_postfix_str(f"{self._left(trainer)} left, loss {loss:.4f}", refresh=False)
-        self.bar.refresh()
-        self.refreshed = time.monotonic()
-
-    def _left(self, trainer: pl.Trainer) -> str:
-        step, last = trainer.global_step, trainer.max_steps
-        training = self.training + time.monotonic() - self.mark
-        seconds = (last - step) * training / max(step - self.first_step, 1)
-        if self.evaluations:
-            to_come = math.ceil(last / self.eval_interval) - step // self.eval_interval
-            seconds += to_come * self.evaluating / self.evaluations
-        return str(tqdm.format_interval(seconds))
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where the run starts or goes on."""
-        self.first_step = trainer.global_step
-        self._open(trainer.max_steps, trainer.global_step)
+        self.first_step, self.mark = trainer.global_step, time.monotonic()
+        form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=self.first_step,
+            disable=not self.enabled,
+            bar_format=form,
+            miniters=math.inf,
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Move on."""
         self.loss = outputs["loss"]
-        self._show(trainer, "training")
+        now = time.monotonic()
+        self.training, self.mark = self.training + now - self.mark, now
+        self._redraw(trainer, "training")
+
+    def _redraw(self, trainer: pl.Trainer, doing: str, *, now: bool = False) -> None:
+        """Show the present state, if it is time to: reading the loss waits for the device."""
+        if self.bar is None or not (now or time.monotonic() - self.redrawn >= self.interval):
+            return
+        self.bar.n = trainer.global_step
+        self.bar.set_description_str(f"{doing} ", refresh=False)
+        if self.loss is not None:
+            left = tqdm.format_interval(self._seconds_left(trainer))
+            loss = self.loss.item() * trainer.accumulate_grad_batches
+            self.bar.set_postfix_str(f"{left} left, loss {loss:.4f}", refresh=False)
+        self.bar.refresh()
+        self.redrawn = time.monotonic()
+
+    def _seconds_left(self, trainer: pl.Trainer) -> float:
+        step, last = trainer.global_step, trainer.max_steps
+        seconds = (last - step) * self.training / max(step - self.first_step, 1)
+        if self.evaluations:
+            to_come = math.ceil(last / self.eval_interval) - step // self.eval_interval
+            seconds += to_come * self.evaluating / self.evaluations
+        return seconds
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the time of an evaluation apart."""
-        if trainer.state.fn is TrainerFn.FITTING:
-            self.training += self._lap()
-        else:
-            self._open(int(sum(trainer.num_val_batches)))
+        now = time.monotonic()
+        self.training, self.mark = self.training + now - self.mark, now
 
     def on_validation_batch_end(
         self,
@@ -212,39 +219,18 @@ class StepProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Say how far an evaluation is."""
-        if trainer.state.fn is TrainerFn.FITTING:
-            sizes = [int(size) for size in trainer.num_val_batches]
-            done = sum(sizes[:dataloader_idx]) + batch_idx + 1
-            self._show(trainer, f"evaluating {done}/{sum(sizes)}")
-        elif self.bar is not None:
-            self.bar.update()
+        sizes = [int(size) for size in trainer.num_val_batches]
+        self._redraw(trainer, f"evaluating {sum(sizes[:dataloader_idx]) + batch_idx + 1}/{sum(sizes)}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go back to the steps."""
-        if trainer.state.fn is TrainerFn.FITTING:
-            self.evaluating += self._lap()
-            self.evaluations += 1
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open a bar over the batches of the whole split."""
-        self._open(int(sum(trainer.num_test_batches)))
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Move on."""
-        if self.bar is not None:
-            self.bar.update()
+        now = time.monotonic()
+        self.evaluating, self.mark = self.evaluating + now - self.mark, now
+        self.evaluations += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the bar at its last step."""
-        self._show(trainer, "training", now=True)
+        self._redraw(trainer, "training", now=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, also after an error."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 from filelock import FileLock
 
@@ -81,7 +80,7 @@ def download(url: str, sha256: str, path: Path) -> None:
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
                 raw: bytes = response.read()
-        except (URLError, HTTPException, TimeoutError) as error:
+        except (OSError, HTTPException) as error:
             raise ConnectionError(
                 f"{url} could not be downloaded ({error}); save it as {path}, or give another --data.corpus"
             ) from None

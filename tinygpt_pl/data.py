@@ -87,16 +87,20 @@ class FixedWindows:
             yield gather(self.ids, starts, length)
 
 
-def full_pass(tokens: int, block_size: int, batch_size: int) -> list[tuple[npt.NDArray[np.int64], int]]:
-    """Batches of a pass in which every token but the first is a target exactly once.
+def full_pass(
+    tokens: int, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """A device's batches of a pass in which every token but the first is a target exactly once.
 
-    The windows do not overlap; the last one may be shorter and is then a batch of its own.
+    The windows do not overlap, and go to the devices in turn. The last may be shorter, and is then a batch of its own.
     """
     targets = tokens - 1
     whole = np.arange(0, targets - block_size + 1, block_size)
-    batches = [(share, block_size) for share in shares(whole, batch_size, rank=0, world_size=1)]
+    batches = [(share, block_size) for share in shares(whole[rank::world_size], batch_size, rank=0, world_size=1)]
     rest = targets % block_size
-    return batches + ([(np.array([targets - rest]), rest)] if rest else [])
+    if rest and rank == len(whole) % world_size:
+        batches.append((np.array([targets - rest]), rest))
+    return batches
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -161,8 +165,9 @@ class TextDataModule(pl.LightningDataModule):
         for name, split in splits.items():
             if len(split) <= self.block_size:
                 raise ValueError(
-                    f"the {name} split of {corpus.name!r} has {len(split)} of its {len(ids)} tokens, but a window needs "
-                    f"at least {self.block_size + 1}: give a longer text, another val_fraction or a smaller block_size"
+                    f"the {name} split of {corpus.name!r} has {len(split)} of its {len(ids)} tokens, but a window "
+                    f"needs at least {self.block_size + 1}: give a longer text, another val_fraction or a smaller "
+                    "block_size"
                 )
         self.splits = splits
 
@@ -212,5 +217,6 @@ class TextDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> FixedWindows:
         """The whole validation split, every token after its first a target exactly once."""
         trainer, ids = self._context, self.splits["val"]
-        batches = full_pass(len(ids), self.block_size, self.batch_size)
-        return FixedWindows(ids, batches[trainer.global_rank :: trainer.world_size])
+        return FixedWindows(
+            ids, full_pass(len(ids), self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
+        )

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPT, GPTConfig
@@ -19,6 +19,31 @@ from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, warmup
 from tinygpt_pl.tokenizer import CharTokenizer
 
 Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
+
+
+class TokenMean(Metric):
+    """Mean over the tokens of all batches and devices; a loss that is not a number makes it one.
+
+    torchmetrics' own MeanMetric waits for the device at each batch to look for such losses, and where it is told not to
+    look, version 1.9 forgets the weights.
+    """
+
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, tokens: int) -> None:
+        """Add a batch whose mean loss over `tokens` targets is `loss`, in nats."""
+        self.total += loss.to(self.total) * tokens
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        """Nats per token."""
+        return self.total / self.tokens
 
 
 class TinyGPT(pl.LightningModule):
@@ -60,8 +85,7 @@ class TinyGPT(pl.LightningModule):
             },
             logger=False,
         )
-        # nan_strategy: a loss that is not a number has to show, not to be left out of the mean.
-        self.val_loss, self.train_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.grad_norm = torch.zeros(())
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -82,7 +106,7 @@ class TinyGPT(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean of its split; Lightning holds eval mode and no gradients around it."""
         metric = (self.val_loss, self.train_loss)[dataloader_idx]
-        metric.update(self._loss(batch), weight=batch[1].numel())
+        metric.update(self._loss(batch), batch[1].numel())
 
     def on_validation_epoch_end(self) -> None:
         """Report both losses, and what follows from them, to checkpoints and callbacks."""
@@ -95,15 +119,15 @@ class TinyGPT(pl.LightningModule):
             "eval/val_bits_per_char": val / math.log(2),
         }
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
-        self.log_dict(report, logger=False)
+        self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
-        self.test_loss.update(self._loss(batch), weight=batch[1].numel())
+        self.test_loss.update(self._loss(batch), batch[1].numel())
 
     def on_test_epoch_end(self) -> None:
         """Report the mean loss in nats per token."""
-        self.log("test/loss", _read(self.test_loss), logger=False)
+        self.log("test/loss", _read(self.test_loss), logger=False, sync_dist=True)
 
     def learning_rate(self, it: int) -> float:
         """The schedule's value at optimizer step `it`."""
@@ -141,7 +165,7 @@ def _settings(kind: type[Settings], value: Any) -> Settings:
     return value if isinstance(value, kind) else kind(**value)
 
 
-def _read(metric: MeanMetric) -> Tensor:
+def _read(metric: TokenMean) -> Tensor:
     value: Tensor = metric.compute()
     metric.reset()
     return value

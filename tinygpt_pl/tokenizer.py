@@ -1,6 +1,5 @@
 """Text to token ids and back."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,9 +44,9 @@ class CharTokenizer:
             raise ValueError(f"character {text[at]!r} at position {at} is not among the {self.vocab_size} known ones")
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: npt.ArrayLike) -> str:
         """Text of a sequence of ids."""
-        return "".join(self.characters[i] for i in ids)
+        return "".join(self.characters[i] for i in np.asarray(ids).tolist())
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -1,0 +1,58 @@
+"""The shipped configurations: each parses, and base.yaml is the recipe value for value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinygpt_pl.cli import build_parser
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def parse(*names: str) -> Any:
+    words = [word for name in names for word in ("--config", str(CONFIGS / name))]
+    return build_parser("fit").parse_args(words)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_configuration_parses(name: str) -> None:
+    parse(name)
+
+
+def test_base_is_the_recipe() -> None:
+    config = parse("base.yaml")
+    assert (config.seed_everything, config.eval_interval) == (1337, 250)
+    assert vars(config.model.gpt) == {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+    optim = config.model.optim
+    assert (optim.max_lr, optim.min_lr, optim.warmup_iters, optim.max_iters) == (3e-4, 3e-5, 100, None)
+    assert (optim.weight_decay, tuple(optim.betas)) == (0.1, (0.9, 0.95))
+    assert (config.data.corpus, config.data.batch_size, config.data.eval_iters) == ("tinyshakespeare", 64, 200)
+    trainer = config.trainer
+    assert (trainer.max_steps, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (5000, 1.0, 1)
+
+
+def test_without_a_configuration_the_recipe_is_what_runs() -> None:
+    base, bare = parse("base.yaml"), parse()
+    for config in (base, bare):
+        del config["config"]
+        config.trainer.accelerator = config.trainer.precision = None  # auto and 32-true are what Lightning takes
+    assert base == bare
+
+
+def test_accumulation_keeps_the_windows_of_a_step() -> None:
+    config = parse("base.yaml", "accumulate.yaml")
+    assert (config.data.batch_size, config.trainer.accumulate_grad_batches) == (16, 4)
+    assert config.model.gpt.n_embd == 384
+
+
+def test_two_devices_keep_the_windows_of_a_step() -> None:
+    config = parse("base.yaml", "ddp.yaml")
+    assert config.data.batch_size * config.trainer.devices == 64
+    assert config.trainer.strategy == "ddp"
+
+
+def test_cpu_has_the_size_of_nanogpt_on_a_laptop() -> None:
+    config = parse("cpu.yaml")
+    assert vars(config.model.gpt) == {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0}
+    assert (config.data.batch_size, config.trainer.max_steps) == (12, 2000)

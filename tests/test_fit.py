@@ -1,0 +1,305 @@
+"""Whole runs from the command line."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.runs import Run, load, scalars, shell, small, table
+from tinygpt_pl import TinyGPT, warmup_cosine
+from tinygpt_pl import cli as command_line
+from tinygpt_pl.data import Batch
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+RUN = Path("lightning_logs/version_0")
+
+
+def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
+    code, out, _ = cli("fit", *small(text_file))
+    assert code == 0
+    lines = out.splitlines()
+    assert "3,600 tokens for training, 400 for validation, 27 different ones" in lines[0]
+    assert lines[1] == "3,872 parameters (0.00M)"
+    assert lines[2] == "decayed: 6 tensors, 3,632 parameters"
+    assert lines[3] == "non-decayed: 10 tensors, 240 parameters"
+    assert lines[4].startswith("ln(27) = 3.2958")
+    assert lines[5:7] == [f"run: {RUN} on cpu in 32-true", "curves: tensorboard --logdir lightning_logs"]
+    rows = table(out)
+    assert [int(row[0]) for row in rows] == [0, 4, 8, 10]
+    for it, train, val, lr in rows:
+        assert lr == f"{warmup_cosine(int(it), 1e-2, 1e-3, 2, 10):.2e}"
+        assert abs(float(train) - float(val)) < 0.5
+    best = min(rows[1:], key=lambda row: float(row[2]))
+    assert lines[-3] == f"best: iter {best[0]} | val {best[2]} | {RUN}/checkpoints/best.ckpt"
+    probability = float(lines[-2].removeprefix("average probability of the true next character: "))
+    assert probability == pytest.approx(math.exp(-float(best[2])), abs=1e-4)
+
+    assert sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events.")) == ["checkpoints", "config.yaml"]
+    assert sorted(p.name for p in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    code, out, _ = cli("validate", "--ckpt_path", "best")
+    assert code == 0
+    assert table(out)[0][:3] == best[:3]
+
+    words = lines[-1].split("python -m tinygpt_pl ")[1].split()
+    code, out, _ = cli(*words)
+    assert code == 0
+    nats = nats_by_hand(RUN / "checkpoints/best.ckpt", text_file)
+    assert "399 tokens" in out
+    assert (
+        f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+        f"| average probability {math.exp(-nats):.4f}"
+    ) in out
+
+
+def nats_by_hand(path: Path, text_file: Path) -> float:
+    """Mean loss over the validation split, window by window, in float64."""
+    model = TinyGPT.load_from_checkpoint(path).double().eval()
+    assert model.tokenizer is not None
+    ids = torch.from_numpy(model.tokenizer.encode(text_file.read_text())).long()[3600:]
+    total = 0.0
+    with torch.no_grad():
+        for i in range(0, 399, 8):
+            x, y = ids[i : i + 8][: 399 - i], ids[i + 1 : i + 9]
+            total += F.cross_entropy(model(x[None])[0][0], y, reduction="sum").item()
+    return total / 399
+
+
+def test_the_curve_is_written_at_the_true_step(cli: Run, text_file: Path) -> None:
+    _, out, _ = cli("fit", *small(text_file))
+    curve = scalars(RUN)
+    evaluated, trained = [0, 4, 8, 10], [0, 2, 4, 6, 8]
+    steps = {tag: [step for step, _ in rows] for tag, rows in curve.items()}
+    assert steps == {
+        **dict.fromkeys(
+            ("eval/train_loss", "eval/val_loss", "eval/gap", "eval/val_perplexity", "eval/val_bits_per_char"), evaluated
+        ),
+        **dict.fromkeys(
+            ("train/loss", "optim/lr", "optim/grad_norm", "optim/clipped_share", "perf/tokens_per_second", "perf/mfu"),
+            trained,
+        ),
+        "progress/tokens_seen": trained,
+    }
+    for row, (_, train), (_, val) in zip(table(out), curve["eval/train_loss"], curve["eval/val_loss"], strict=True):
+        assert (f"{train:.4f}", f"{val:.4f}") == row[1:3]
+    for step, lr in curve["optim/lr"]:
+        assert lr == pytest.approx(warmup_cosine(step, 1e-2, 1e-3, 2, 10), rel=1e-6)
+    losses = zip(curve["eval/train_loss"], curve["eval/val_loss"], strict=True)
+    for i, ((_, train), (_, val)) in enumerate(losses):
+        assert curve["eval/gap"][i][1] == pytest.approx(val - train, abs=1e-6)
+        assert curve["eval/val_bits_per_char"][i][1] == pytest.approx(val / math.log(2), rel=1e-5)
+        assert curve["eval/val_perplexity"][i][1] == pytest.approx(math.exp(val), rel=1e-5)
+    assert curve["progress/tokens_seen"] == [(step, 32.0 * (step + 1)) for step in trained]
+    texts = EventAccumulator(str(RUN)).Reload().Tags()["tensors"]
+    assert "custom_scalars__config__" in texts
+    assert "config/text_summary" in texts
+
+
+def test_accumulation_changes_no_evaluation_step_and_no_line_of_the_table(cli: Run, text_file: Path) -> None:
+    _, whole, _ = cli("fit", *small(text_file))
+    code, accumulated, _ = cli("fit", *small(text_file, data__batch_size=1, trainer__accumulate_grad_batches=4))
+    assert code == 0
+    assert [row[0] for row in table(accumulated)] == ["0", "4", "8", "10"]
+    for a, b in zip(table(whole), table(accumulated), strict=True):
+        assert [float(x) for x in a[1:]] == pytest.approx([float(x) for x in b[1:]], abs=2e-4)
+    assert [step for step, _ in scalars(Path("lightning_logs/version_1"))["train/loss"]] == [0, 2, 4, 6, 8]
+
+
+def test_the_saved_configuration_repeats_the_run(cli: Run, text_file: Path) -> None:
+    _, first, _ = cli("fit", *small(text_file, model__gpt__dropout=0.2, trainer__gradient_clip_val="null"))
+    code, second, _ = cli("fit", "--config", str(RUN / "config.yaml"))
+    assert code == 0
+    assert table(second) == table(first)
+    a, b = (load(Path(f"lightning_logs/version_{n}/checkpoints/last.ckpt"))["state_dict"] for n in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert "gradient_clip_val: null" in (RUN / "config.yaml").read_text(), "left out, the default would return"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_ends_with_the_same_bits(cli: Run, text_file: Path, accumulate: int) -> None:
+    options = small(
+        text_file, model__gpt__dropout=0.2, model__optim__max_iters=10, trainer__accumulate_grad_batches=accumulate
+    )
+    _, straight, _ = cli("fit", *options, "--run_dir=straight")
+    cli("fit", *options, "--run_dir=stopped", "--trainer.max_steps=8")
+    code, rest, _ = cli("fit", "--run_dir=stopped", "--ckpt_path=last", "--trainer.max_steps=10")
+    assert code == 0
+    assert table(rest) == table(straight)[-1:]
+    assert rest.splitlines()[-3].replace("stopped", "straight") == straight.splitlines()[-3]
+    a, b = (load(Path(run) / "checkpoints/last.ckpt") for run in ("straight", "stopped"))
+    assert_equal_states(a["state_dict"], b["state_dict"])
+    assert_equal_states(a["optimizer_states"], b["optimizer_states"])
+    assert a["val_loss"] == b["val_loss"]
+    code, out, _ = cli("fit", "--run_dir=stopped", "--ckpt_path=last")
+    assert (code, out) == (0, "nothing to do: iteration 10 is reached; a larger --trainer.max_steps goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches has to stay 1 in a run that goes on"),
+        (["--trainer.max_steps=1"], "the checkpoint is of iteration 2, beyond trainer.max_steps 1"),
+        (["--run_dir=other", "--trainer.max_steps=4"], "other holds a run already"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(cli: Run, text_file: Path, options: list[str], message: str) -> None:
+    for run in ("one", "other"):
+        assert cli("fit", *small(text_file, trainer__max_steps=2), f"--run_dir={run}")[0] == 0
+    before = contents()
+    code, _, err = cli("fit", "--ckpt_path=one/checkpoints/last.ckpt", *options)
+    assert code == 2
+    assert message in err
+    assert contents() == before
+
+
+def contents() -> list[tuple[Path, int]]:
+    """Every file below this folder, with the time of its last change."""
+    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*"))
+
+
+def assert_equal_states(a: object, b: object) -> None:
+    """Compare nested containers of tensors bit by bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_states(a[key], b[key])
+    elif isinstance(a, list) and isinstance(b, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_states(x, y)
+    elif isinstance(a, Tensor) and isinstance(b, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_a_checkpoint_is_complete_and_loads_as_data(cli: Run, text_file: Path) -> None:
+    cli("fit", *small(text_file))
+    checkpoint = load(RUN / "checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 10
+    assert checkpoint["val_loss"] == pytest.approx(scalars(RUN)["eval/val_loss"][-1][1], rel=1e-6)
+    assert checkpoint["config"] == (RUN / "config.yaml").read_text()
+    assert checkpoint["hyper_parameters"]["gpt"]["n_embd"] == 16
+    assert checkpoint["hyper_parameters"]["tokenizer"]["characters"] == " abcdefghijklmnopqrstuvwxyz"
+    assert len(checkpoint["optimizer_states"][0]["param_groups"]) == 2
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 10
+    assert sum("wte" in name or "head" in name for name in checkpoint["state_dict"]) == 1
+
+    model = TinyGPT.load_from_checkpoint(RUN / "checkpoints/last.ckpt")
+    assert model.tokenizer is not None
+    logits, _ = model(torch.from_numpy(model.tokenizer.encode("the box"))[None])
+    assert logits.shape == (1, 7, 27)
+
+
+def test_the_untrained_network_is_never_the_best(cli: Run, text_file: Path) -> None:
+    _, out, _ = cli("fit", *small(text_file, model__optim__max_lr=3.0, model__optim__min_lr=3.0))
+    rows = table(out)
+    assert min(rows, key=lambda row: float(row[2]))[0] == "0", "the run was meant to get worse"
+    assert load(RUN / "checkpoints/best.ckpt")["global_step"] > 0
+
+
+class SummedLoss(TinyGPT):
+    """The loss is a sum over tokens, not their mean: it starts at T times ln V."""
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return super()._loss(batch) * batch[0].shape[1]
+
+
+def test_a_start_far_from_a_uniform_guess_stops_the_run(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "TinyGPT", SummedLoss)
+    code, out, err = cli("fit", *small(text_file))
+    assert code == 1
+    assert [row[0] for row in table(out)] == ["0"]
+    message = err[err.index("error: ") :]
+    assert re.search(r"the loss starts at 2\d\.\d+, far from ln\(27\) = 3.2958", message)
+    assert len(message.splitlines()) <= 3
+    assert list((RUN / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_the_stand_in_is_named_everywhere(cli: Run) -> None:
+    code, out, _ = cli("fit", *small(Path("tinyshakespeare"), trainer__max_steps=2))
+    assert code == 0
+    notice = "NOTE: tinyshakespeare could not be downloaded; pydoc is used instead"
+    assert out.splitlines()[0] == out.splitlines()[-1] == notice
+    config = (RUN / "config.yaml").read_text()
+    assert notice in config
+    assert "corpus: pydoc" in config
+    text = EventAccumulator(str(RUN)).Reload().Tensors("config/text_summary")[0]
+    assert notice.encode() in text.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision_is_a_matter_of_one_option(cli: Run, text_file: Path, precision: str) -> None:
+    """Fused AdamW, mixed precision and clipping together are refused by Lightning's own clipping."""
+    code, out, _ = cli("fit", *small(text_file, trainer__precision=precision))
+    assert code == 0
+    assert float(table(out)[-1][2]) < float(table(out)[0][2])
+    assert all(0.01 < norm < 100 for _, norm in scalars(RUN)["optim/grad_norm"])
+
+
+def test_a_folder_that_holds_a_run_is_not_run_into(cli: Run, text_file: Path) -> None:
+    options = [*small(text_file, trainer__max_steps=2), "--run_dir=mine"]
+    assert cli("fit", *options)[0] == 0
+    before = contents()
+    code, _, err = cli("fit", *options)
+    assert code == 2
+    assert "mine holds a run already: go on with --ckpt_path last" in err
+    assert contents() == before
+
+
+def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:
+    code, out, _ = cli("fit", *small(text_file), "--trainer.logger=false")
+    assert code == 0
+    assert len(table(out)) == 4
+    assert sorted(p.name for p in RUN.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made_is_a_mistake(cli: Run, text_file: Path, place: str) -> None:
+    Path("file").touch()
+    code, _, err = cli("fit", *small(text_file), f"--run_dir={place}")
+    assert code == 2
+    assert place in err
+
+
+def test_a_checkpoint_of_another_network_or_text_is_refused(cli: Run, text_file: Path, tmp_path: Path) -> None:
+    cli("fit", *small(text_file, trainer__max_steps=2))
+    code, _, err = cli("fit", "--ckpt_path=last", "--model.gpt.n_embd=32", "--model.gpt.n_layer=2")
+    assert code == 2
+    assert "n_layer is 1 in the checkpoint and 2 here; n_embd is 16 in the checkpoint and 32 here" in err
+    other = tmp_path / "other.txt"
+    other.write_text("ABCDEFGHIJKLMNOPQRSTUVWXYZ " * 50)
+    code, _, err = cli("validate", f"--data.corpus={other}")
+    assert code == 2
+    assert "a text with other characters" in err
+
+
+def test_a_plain_run_is_quiet_and_shows_its_progress(text_file: Path, tmp_path: Path) -> None:
+    """In a process of its own, since only there the console is what a user sees."""
+    done = shell("fit", *small(text_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(table(done.stdout)) == 4
+    frames = [frame.strip() for frame in re.split(r"[\r\n]", done.stderr) if frame.strip()]
+    assert all(re.search(r"\d+%\|.*\| \d+/10 \[", frame) for frame in frames), done.stderr
+    assert re.search(r"training 100%\|█+\| 10/10 \[\d\d:\d\d, 00:00 left, loss \d\.\d{4}\]", frames[-1])
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = shell("fit", "--model.gpt.n_head=5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: n_embd has to be a multiple of n_head, got n_embd 384 and n_head 5\n"

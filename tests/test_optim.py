@@ -1,0 +1,86 @@
+"""The schedule as a table, and the decay groups as a partition."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.optim import OptimConfig, configure_adamw, decay_groups, warmup_cosine
+
+
+@pytest.mark.parametrize(
+    ("it", "lr"),
+    [
+        (0, 3e-6),
+        (99, 3e-4),
+        (100, 3e-4),
+        (250, 2.993760e-4),
+        (2550, 1.65e-4),  # half way: the mean of both ends
+        (4999, 3.0000028e-5),
+        (5000, 3e-5),
+        (6000, 3e-5),
+    ],
+)
+def test_schedule_of_the_recipe(it: int, lr: float) -> None:
+    assert warmup_cosine(it) == pytest.approx(lr, rel=1e-6)
+
+
+def test_schedule_is_a_line_up_and_half_a_cosine_down() -> None:
+    rates = [warmup_cosine(it, 1.0, 0.1, 10, 110) for it in range(120)]
+    assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[110:] == [0.1] * 10
+    for k in range(50):  # a cosine is symmetric about its middle
+        assert rates[10 + k] + rates[110 - k] == pytest.approx(1.1)
+
+
+def test_schedule_without_warm_up_or_decay() -> None:
+    assert warmup_cosine(0, warmup_iters=0) == 3e-4
+    assert warmup_cosine(7, max_lr=1.0, min_lr=0.5, warmup_iters=5, max_iters=5) == 0.5
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    model = GPT(GPTConfig())
+    decay, no_decay = decay_groups(model, 0.1)
+    assert (len(decay["params"]), len(no_decay["params"])) == (26, 50)
+    assert sum(p.numel() for p in decay["params"]) == 10_740_096
+    assert sum(p.numel() for p in no_decay["params"]) == 30_720
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.1, 0.0)
+    ids = [id(p) for group in (decay, no_decay) for p in group["params"]]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in model.parameters()}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = GPT(GPTConfig(n_layer=1))
+    model.wpe.weight.requires_grad = False
+    assert not any(p is model.wpe.weight for group in decay_groups(model, 0.1) for p in group["params"])
+
+
+def test_adamw_gets_the_settings() -> None:
+    optimizer = configure_adamw(GPT(GPTConfig(n_layer=1)), OptimConfig(weight_decay=0.3, betas=(0.8, 0.9)), fused=True)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert all(group["betas"] == (0.8, 0.9) and group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_lr": 0.0},
+        {"max_lr": -1.0},
+        {"max_lr": math.nan},
+        {"max_lr": math.inf},
+        {"min_lr": 1.0},
+        {"min_lr": -1e-5},
+        {"warmup_iters": -1},
+        {"max_iters": 0},
+        {"weight_decay": -0.1},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        OptimConfig(**settings)

@@ -1,0 +1,56 @@
+"""What the README says is so: its commands parse, its code runs, its figures are computed."""
+
+import re
+import shlex
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Run, small
+from tinygpt_pl import GPT, GPTConfig, warmup_cosine
+from tinygpt_pl.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"python -m tinygpt_pl (\w+)([^\n`&|#]*)", README)) - {("fit", " --help")})
+
+
+def test_the_two_commands_are_on_the_first_screen() -> None:
+    screen = "\n".join(README.splitlines()[:24])
+    assert "pip install -c constraints.txt -e . && python -m tinygpt_pl fit --config configs/base.yaml" in screen
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in screen
+
+
+@pytest.mark.parametrize(("verb", "options"), COMMANDS)
+def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "lightning_logs/version_0").mkdir(parents=True)
+    (tmp_path / "lightning_logs/version_0/config.yaml").write_text("eval_interval: 250")
+    monkeypatch.chdir(tmp_path)
+    build_parser(verb).parse_args(shlex.split(options))
+
+
+def test_the_python_code_runs(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("fit", *small(text_file))[0] == 0
+    (code,) = re.findall(r"```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+    exec(textwrap.dedent(code), {})
+    assert "torch.Size([1, 6, 27])" in capsys.readouterr().out
+
+
+def test_the_arithmetic_of_the_note() -> None:
+    """The note on the printed figures of the lesson."""
+    C, T, V, L = 384, 256, 65, 6
+    matrices = L * 12 * C * C + V * C + T * C
+    vectors = L * 13 * C + 2 * C
+    model = GPT(GPTConfig())
+    assert matrices == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    assert vectors == sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    for number in (matrices, vectors, matrices + vectors, L * 12 * C * C, V * C, T * C, L * 13 * C + 2 * C):
+        assert f"{number:,}" in README
+    assert f"{warmup_cosine(2500):.2e}" == "1.69e-04"
+    assert "1.69e-4" in README

@@ -1,0 +1,57 @@
+"""The shipped configurations for real, on this machine's processor; minutes each."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import shell, table
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+pytestmark = pytest.mark.slow
+
+
+def test_cpu_configuration_reaches_the_loss_of_nanogpt_in_three_minutes(
+    tmp_path: Path, shakespeare_cache: Path
+) -> None:
+    start = time.monotonic()
+    done = shell(
+        *("fit", "--config", str(CONFIGS / "cpu.yaml"), "--data.cache_dir", str(shakespeare_cache)),
+        cwd=tmp_path,
+        timeout=900,
+    )
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    rows = table(done.stdout)
+    assert [int(row[0]) for row in rows] == list(range(0, 2001, 250))
+    assert float(rows[-1][2]) <= 1.88
+    score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
+    assert float(score.stdout.splitlines()[-1].split()[0]) <= 1.88, "over the whole validation split"
+    if (os.cpu_count() or 1) >= 2:
+        assert seconds <= 180
+
+
+def test_base_configuration_starts_like_the_recipe(tmp_path: Path, shakespeare_cache: Path) -> None:
+    """Two evaluation batches instead of 200, and two steps: the whole run takes hours on a processor."""
+    done = shell(
+        *("fit", "--config", str(CONFIGS / "base.yaml"), "--data.cache_dir", str(shakespeare_cache)),
+        *("--data.eval_iters=2", "--trainer.max_steps=2"),
+        cwd=tmp_path,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:5] == [
+        "tinyshakespeare: 1,003,854 tokens for training, 111,540 for validation, 65 different ones",
+        "10,770,816 parameters (10.77M)",
+        "decayed: 26 tensors, 10,740,096 parameters",
+        "non-decayed: 50 tensors, 30,720 parameters",
+        "ln(65) = 4.1744, the loss of a uniform guess",
+    ]
+    rows = table(done.stdout)
+    assert [row[0] for row in rows] == ["0", "2"]
+    assert all(abs(float(loss) - 4.1744) <= 0.15 for loss in rows[0][1:3])
+    assert rows[0][3] == "3.00e-06"
+    assert float(rows[1][2]) < float(rows[0][2])
