@@ -144,6 +144,32 @@ def test_a_resumed_run_ends_with_the_same_bits(cli: Run, text_file: Path, accumu
     assert (code, out) == (0, "nothing to do: iteration 10 is reached; a larger --trainer.max_steps goes on\n")
 
 
+def test_settings_of_the_optimizer_that_change_on_resume_are_honoured(cli: Run, text_file: Path) -> None:
+    """A checkpoint brings the old ones back with the optimizer's state."""
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    changed = ["--model.optim.max_lr=0.02", "--model.optim.weight_decay=0.7", "--model.optim.betas=[0.5,0.6]"]
+    code, _, _ = cli("fit", "--ckpt_path=last", "--trainer.max_steps=10", *changed)
+    assert code == 0
+    for step, lr in scalars(RUN)["optim/lr"][2:]:
+        assert lr == pytest.approx(warmup_cosine(step, 0.02, 1e-3, 2, 10), rel=1e-6)
+    decay, no_decay = load(RUN / "checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.7, 0.0)
+    assert tuple(decay["betas"]) == tuple(no_decay["betas"]) == (0.5, 0.6)
+
+
+def test_a_run_that_was_moved_keeps_its_best(cli: Run, text_file: Path) -> None:
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    best = (RUN / "checkpoints/best.ckpt").read_bytes()
+    RUN.rename("moved")
+    worse = ["--model.optim.max_lr=3.0", "--model.optim.min_lr=3.0", "--trainer.max_steps=8"]
+    code, out, err = cli("fit", "--ckpt_path=moved/checkpoints/last.ckpt", *worse)
+    assert code == 0
+    assert "has changed" not in err
+    assert Path("moved/checkpoints/best.ckpt").read_bytes() == best
+    assert load(Path("moved/checkpoints/last.ckpt"))["global_step"] == 8
+    assert "best: iter 4 | val " in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -218,6 +218,20 @@ class RunRecord(Callback):
         checkpoint["val_loss"] = trainer.callback_metrics["eval/val_loss"].item()
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that knows its best file again in a run folder that was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; Lightning forgets the best score where the folder has another name than before."""
+        here = Path(str(self.dirpath))
+        best = here / Path(state_dict["best_model_path"]).name
+        if best.is_file():
+            scores = {str(best): score for score in state_dict["best_k_models"].values()}
+            paths = {"dirpath": str(here), "best_model_path": str(best), "kth_best_model_path": str(best)}
+            state_dict = {**state_dict, **paths, "best_k_models": scores}
+        super().load_state_dict(state_dict)
+
+
 def checkpoints(run_dir: Path) -> list[Callback]:
     """The best checkpoint by validation loss and the last one, both saved at the end of an evaluation.
 
@@ -230,6 +244,6 @@ def checkpoints(run_dir: Path) -> list[Callback]:
         "save_on_train_epoch_end": False,
     }
     return [
-        ModelCheckpoint(filename="best", monitor="eval/val_loss", **shared),
-        ModelCheckpoint(filename="last", monitor=None, **shared),
+        RunCheckpoint(filename="best", monitor="eval/val_loss", **shared),
+        RunCheckpoint(filename="last", monitor=None, **shared),
     ]

@@ -302,5 +302,8 @@ def main(args: Sequence[str] | None = None) -> int:
             fail(str(error))
         return 1
     except SystemExit:  # Lightning's end of a run that a signal stopped; its own code says nothing of the kind
+        last = job.run_dir / "checkpoints" / "last.ckpt"
+        if job.trainer.is_global_zero and last.is_file():
+            print(f"stopped; from its last evaluation on: {PROG} fit --ckpt_path {last}", file=sys.stderr)
         return 143 if job.trainer.received_sigterm else 130
     return 0

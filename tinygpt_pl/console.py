@@ -1,7 +1,6 @@
 """What a run shows on the terminal: the table, the progress bar and a word of warning."""
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
+from tinygpt_pl.checkpoint import read_checkpoint
 from tinygpt_pl.data import Batch, TextDataModule
 from tinygpt_pl.diagnosis import expected_start
 from tinygpt_pl.module import TinyGPT
@@ -28,16 +28,14 @@ class Table(Callback):
     def __init__(self, run_dir: Path, data: TextDataModule) -> None:
         self.run_dir, self.data = run_dir, data
         self.elapsed, self.since = 0.0, 0.0
-        self.best_loss, self.best_iter = math.inf, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds of training so far and the best evaluation."""
-        return {"elapsed": self._seconds(), "best_loss": self.best_loss, "best_iter": self.best_iter}
+        """Seconds of training so far."""
+        return {"elapsed": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from an earlier table."""
         self.elapsed = state_dict["elapsed"]
-        self.best_loss, self.best_iter = state_dict["best_loss"], state_dict["best_iter"]
 
     def _seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.since
@@ -64,27 +62,24 @@ class Table(Callback):
         say(trainer, data.offline_notice, *lines)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print an evaluation and remember the best; the untrained network is never that."""
+        """Print an evaluation."""
         assert isinstance(pl_module, TinyGPT)
         it, metrics = trainer.global_step, trainer.callback_metrics
-        val = metrics["eval/val_loss"].item()
-        if it > 0 and val < self.best_loss:
-            self.best_loss, self.best_iter = val, it
-        say(
-            trainer,
-            f"iter {it} | train {metrics['eval/train_loss'].item():.4f} | val {val:.4f} "
-            f"| lr {pl_module.learning_rate(it):.2e} | {self._seconds():.0f}s",
-        )
+        train, val = (metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        lr, seconds = pl_module.learning_rate(it), self._seconds()
+        say(trainer, f"iter {it} | train {train:.4f} | val {val:.4f} | lr {lr:.2e} | {seconds:.0f}s")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where the best checkpoint is and how good."""
-        best = os.path.relpath(self.run_dir / "checkpoints" / "best.ckpt")
-        if math.isfinite(self.best_loss):
+        """Say where the best checkpoint is and how good, by what that file itself holds."""
+        path = self.run_dir / "checkpoints" / "best.ckpt"
+        if trainer.is_global_zero and path.is_file():
+            checkpoint = read_checkpoint(path)
+            loss = checkpoint["val_loss"]
             say(
                 trainer,
-                f"best: iter {self.best_iter} | val {self.best_loss:.4f} | {best}",
-                f"average probability of the true next character: {math.exp(-self.best_loss):.4f}",
-                f"score it on the whole split: python -m tinygpt_pl test --ckpt_path {best}",
+                f"best: iter {checkpoint['global_step']} | val {loss:.4f} | {path}",
+                f"average probability of the true next character: {math.exp(-loss):.4f}",
+                f"score it on the whole split: python -m tinygpt_pl test --ckpt_path {path}",
             )
         say(trainer, self.data.offline_notice)
 

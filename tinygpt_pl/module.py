@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, warmup_cosine
+from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
 from tinygpt_pl.tokenizer import CharTokenizer
 
 Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
@@ -142,6 +142,14 @@ class TinyGPT(pl.LightningModule):
         optimizer = configure_adamw(self.gpt, self.optim, fused=fused)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Put the present settings over those that a checkpoint brought back with the optimizer's state."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim.weight_decay), strict=True):
+            group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
+            group["lr"], group["fused"] = self.learning_rate(self.global_step), optimizer.defaults["fused"]
 
     def configure_gradient_clipping(
         self,
