@@ -1,14 +1,12 @@
 """What the command line refuses, and how."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.runs import Run
 from tinygpt_pl.cli import VERBS, build_parser
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)

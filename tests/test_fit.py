@@ -173,7 +173,10 @@ def test_a_run_that_was_moved_keeps_its_best(cli: Run, text_file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches has to stay 1 in a run that goes on"),
+        (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches has to stay 1 in a run that goes on, got 2"),
+        (["--data.batch_size=8"], "data.batch_size has to stay 4 in a run that goes on, got 8"),
+        (["--data.val_fraction=0.2"], "data.val_fraction has to stay 0.1"),
+        (["--seed_everything=1"], "seed_everything has to stay 1337"),
         (["--trainer.max_steps=1"], "the checkpoint is of iteration 2, beyond trainer.max_steps 1"),
         (["--run_dir=other", "--trainer.max_steps=4"], "other holds a run already"),
     ],
@@ -283,7 +286,7 @@ def test_a_folder_that_holds_a_run_is_not_run_into(cli: Run, text_file: Path) ->
     before = contents()
     code, _, err = cli("fit", *options)
     assert code == 2
-    assert "mine holds a run already: go on with --ckpt_path last" in err
+    assert "mine holds a run already; go on with --ckpt_path mine/checkpoints/last.ckpt, or give another" in err
     assert contents() == before
 
 
@@ -300,6 +303,14 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(cli: Run, text_file: Path, pl
     code, _, err = cli("fit", *small(text_file), f"--run_dir={place}")
     assert code == 2
     assert place in err
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_is_named(cli: Run, text_file: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/config.yaml").touch()
+    code, _, err = cli("fit", *small(text_file), "--run_dir=mine")
+    assert code == 2
+    assert "mine holds a run already; it has no checkpoint yet: delete it, or give another --run_dir" in err
 
 
 def test_a_checkpoint_of_another_network_or_text_is_refused(cli: Run, text_file: Path, tmp_path: Path) -> None:

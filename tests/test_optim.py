@@ -65,6 +65,15 @@ def test_adamw_gets_the_settings() -> None:
     assert all(group["betas"] == (0.8, 0.9) and group["fused"] for group in optimizer.param_groups)
 
 
+def test_the_kernel_is_chosen_anew_when_a_state_is_loaded() -> None:
+    """A fused AdamW from a checkpoint would undo float16's loss scaling after the clipping."""
+    model = GPT(GPTConfig(n_layer=1))
+    state = configure_adamw(model, OptimConfig(), fused=True).state_dict()
+    optimizer = configure_adamw(model, OptimConfig(), fused=False)
+    optimizer.load_state_dict(state)
+    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

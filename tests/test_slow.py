@@ -10,7 +10,7 @@ from tests.runs import shell, table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_cpu_configuration_reaches_the_loss_of_nanogpt_in_three_minutes(

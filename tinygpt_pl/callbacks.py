@@ -126,6 +126,7 @@ class Curve(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock: throughput is that of training."""
+        torch.zeros((), device=pl_module.device).item()  # waits for the device
         if self.since is not None:
             self.seconds += time.perf_counter() - self.since
         self.since = None
@@ -197,10 +198,21 @@ def matmul_flops(device: torch.device, precision: str) -> float:
 
 
 class RunRecord(Callback):
-    """Keeps the run's configuration in its folder and, with the validation loss, in each of its checkpoints."""
+    """Keeps the run's configuration in its folder and, with the latest validation loss, in each of its checkpoints."""
 
     def __init__(self, run_dir: Path, config: str) -> None:
         self.run_dir, self.config = run_dir, config
+        self.val_loss = math.nan
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over the loss of the evaluation that a run goes on from."""
+        self.val_loss = checkpoint["val_loss"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the loss for the checkpoints to come."""
+        self.val_loss = trainer.callback_metrics["eval/val_loss"].item()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write config.yaml, and the same to TensorBoard's text page."""
@@ -215,7 +227,7 @@ class RunRecord(Callback):
     ) -> None:
         """Add both to a checkpoint."""
         checkpoint["config"] = self.config
-        checkpoint["val_loss"] = trainer.callback_metrics["eval/val_loss"].item()
+        checkpoint["val_loss"] = self.val_loss
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -42,7 +42,7 @@ def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
         ValueError: if there is no such checkpoint.
     """
     if ckpt_path not in ("last", "best"):
-        path = Path(ckpt_path)
+        path = Path(ckpt_path).expanduser()
         if not path.is_file():
             raise ValueError(f"no checkpoint {ckpt_path!r}: it has to be last, best or the path of a file")
         return path

@@ -57,6 +57,12 @@ LOWEST = {
 NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val"}
 """Settings that may be null though their default is not."""
 
+LASTING = (
+    *("seed_everything", "data.corpus", "data.val_fraction", "data.batch_size", "data.eval_iters"),
+    "trainer.accumulate_grad_batches",
+)
+"""Settings that make a run's windows what they are."""
+
 UserError = (ValueError, OSError)
 """What a wrong setting or file raises before training starts; later, the same is a failure of the run."""
 
@@ -138,12 +144,15 @@ class Job:
             pl.seed_everything(self.config.seed_everything, verbose=False)
             self.model = TinyGPT(gpt, settings.model.optim, self.data.tokenizer)
             self.trainer = self._fit_trainer(settings)
-            if self.trainer.is_global_zero:
+            if self.trainer.is_global_zero and self.iteration < self.trainer.max_steps:
                 (self.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         else:
             assert self.ckpt_path
             self.model = TinyGPT.load_from_checkpoint(self.ckpt_path, map_location="cpu", weights_only=True)
             self.trainer = self._score_trainer(settings)
+            windows = math.ceil((len(self.data.splits["val"]) - 1) / gpt.block_size)
+            if windows < self.trainer.world_size:
+                raise ValueError(f"the val split has {windows} windows, too few for {self.trainer.world_size} devices")
 
     def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
         """Parse the words; with a checkpoint, its own configuration is what they and their files stand on."""
@@ -168,18 +177,21 @@ class Job:
         """See that a run neither writes over another nor goes on in a way that would not be its own."""
         own = self.ckpt_path and run_of(self.ckpt_path)
         if (self.run_dir / "config.yaml").exists() and not (own and own.resolve() == self.run_dir.resolve()):
-            raise ValueError(
-                f"{self.run_dir} holds a run already: go on with --ckpt_path last, or give another --run_dir"
-            )
+            last = self.run_dir / "checkpoints" / "last.ckpt"
+            way_out = f"go on with --ckpt_path {last}" if last.exists() else "it has no checkpoint yet: delete it"
+            raise ValueError(f"{self.run_dir} holds a run already; {way_out}, or give another --run_dir")
         if not checkpoint:
             return
         max_steps = self.config.trainer.max_steps
         if self.iteration > max_steps:
             raise ValueError(f"the checkpoint is of iteration {self.iteration}, beyond trainer.max_steps {max_steps}")
-        # Lightning counts micro-batches, and would go on at a wrong one.
-        was = self.parser.parse_string(checkpoint["config"]).trainer.accumulate_grad_batches
-        if was != self.config.trainer.accumulate_grad_batches:
-            raise ValueError(f"trainer.accumulate_grad_batches has to stay {was} in a run that goes on")
+        before = self.parser.parse_string(checkpoint["config"])
+        for name in LASTING:
+            if self.config[name] != before[name]:
+                raise ValueError(
+                    f"{name} has to stay {before[name]} in a run that goes on, got {self.config[name]}; give another "
+                    "--run_dir without --ckpt_path for a new run"
+                )
 
     def _fit_trainer(self, settings: Namespace) -> pl.Trainer:
         run_dir = self.run_dir
@@ -263,6 +275,8 @@ def quieten() -> None:
     """Keep the console for what the run itself has to say."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, ranks, adverts, «max_steps reached»
+    # The accelerator was the user's choice.
+    warnings.filterwarnings("ignore", message="GPU available but not used", category=UserWarning)
     # A resumed run goes on in its own folder, on purpose.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     # Lightning 2.6.6 asks torch 2.13 for a deprecated class at every batch.
@@ -303,7 +317,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit:  # Lightning's end of a run that a signal stopped; its own code says nothing of the kind
         last = job.run_dir / "checkpoints" / "last.ckpt"
-        if job.trainer.is_global_zero and last.is_file():
+        if verb == "fit" and job.trainer.is_global_zero and last.is_file():
             print(f"stopped; from its last evaluation on: {PROG} fit --ckpt_path {last}", file=sys.stderr)
         return 143 if job.trainer.received_sigterm else 130
     return 0

@@ -149,7 +149,7 @@ class TinyGPT(pl.LightningModule):
         assert isinstance(optimizer, Optimizer)
         for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim.weight_decay), strict=True):
             group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
-            group["lr"], group["fused"] = self.learning_rate(self.global_step), optimizer.defaults["fused"]
+            group["lr"] = self.learning_rate(self.global_step)
 
     def configure_gradient_clipping(
         self,

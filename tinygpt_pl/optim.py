@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch.utils._foreach_utils, `_get_fused_kernels_supported_devices`
 
@@ -78,5 +78,12 @@ def configure_adamw(network: nn.Module, config: OptimConfig, *, fused: bool) -> 
         config: betas and weight decay.
         fused: whether one kernel updates all parameters.
     """
+
+    def keep_fused(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Let the present choice of kernel win over that of a checkpoint; it also decides where Adam counts steps."""
+        return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
     # 1.0 · f(it) is f(it) to the last bit, and leaves no second copy of max_lr in the optimizer's state.
-    return AdamW(decay_groups(network, config.weight_decay), lr=1.0, betas=config.betas, fused=fused)
+    optimizer = AdamW(decay_groups(network, config.weight_decay), lr=1.0, betas=config.betas, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(keep_fused)
+    return optimizer
