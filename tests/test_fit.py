@@ -50,12 +50,14 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("validate", "--ckpt_path", "best")
     assert code == 0
     assert table(out)[0][:3] == best[:3]
+    assert len(out.splitlines()) == 1, "the bar belongs on the error stream"
 
     words = lines[-1].split("python -m tinygpt_pl ")[1].split()
     code, out, _ = cli(*words)
     assert code == 0
     nats = nats_by_hand(RUN / "checkpoints/best.ckpt", text_file)
     assert "399 tokens" in out
+    assert len(out.splitlines()) == 2, "the bar belongs on the error stream"
     assert (
         f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
         f"| average probability {math.exp(-nats):.4f}"

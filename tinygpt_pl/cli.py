@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -254,13 +255,15 @@ class Job:
 
     def validate(self) -> None:
         """Print the line of the table again."""
-        self.trainer.validate(self.model, self.data, verbose=False)
+        with redirect_stdout(sys.stderr):  # where Lightning's bar belongs: the output is the score alone
+            self.trainer.validate(self.model, self.data, verbose=False)
         train, val = (self.trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
         say(self.trainer, f"iter {self.iteration} | train {train:.4f} | val {val:.4f} | {self.ckpt_path}")
 
     def test(self) -> None:
         """Print the loss over the whole validation split in the units of the field."""
-        self.trainer.test(self.model, self.data, verbose=False)
+        with redirect_stdout(sys.stderr):
+            self.trainer.test(self.model, self.data, verbose=False)
         nats = self.trainer.callback_metrics["test/loss"].item()
         tokens = len(self.data.splits["val"]) - 1
         say(
