@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Run
-from tinygpt_pl.cli import VERBS, build_parser
+from tinygpt_pl.options import VERBS, build_parser
 
 
 @pytest.fixture(autouse=True)

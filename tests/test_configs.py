@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinygpt_pl.cli import build_parser
+from tinygpt_pl.options import build_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"corpus", "checkpoint"},
     {"data"},
     {"module"},
-    {"callbacks", "console"},
+    {"callbacks", "console", "options"},
     {"cli"},
     {"__main__", "__init__"},
 ]

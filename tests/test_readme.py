@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import Run, small
 from tinygpt_pl import GPT, GPTConfig, warmup_cosine
-from tinygpt_pl.cli import build_parser
+from tinygpt_pl.options import build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,117 @@
+"""What can be set on the command line, and how a mistake in it is told.
+
+jsonargparse is used directly, not through LightningCLI: that one takes a network's settings from a checkpoint over
+those that were asked for, without a word, and has no place for a vocabulary that is known once the text is read.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+from typing import NoReturn
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.gpt import GPTConfig
+from tinygpt_pl.optim import OptimConfig
+
+PROG = "python -m tinygpt_pl"
+VERBS = {
+    "fit": "train a network, or go on with --ckpt_path last",
+    "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
+    "test": "score a checkpoint on the whole validation split, every token once",
+}
+TRAINER_OPTIONS = {
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+    *("max_steps", "accumulate_grad_batches", "gradient_clip_val"),
+    *("logger", "log_every_n_steps", "enable_progress_bar", "callbacks", "profiler"),
+    *("deterministic", "benchmark", "detect_anomaly"),
+}
+"""The Trainer's arguments that are the user's to set; the recipe sets the others."""
+
+LOWEST = {
+    "seed_everything": 0,
+    "eval_interval": 1,
+    "trainer.max_steps": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": 0,
+}
+"""Settings that no class of ours checks, with their least values."""
+
+NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val"}
+"""Settings that may be null though their default is not."""
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser that says what is wrong in three lines at most."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name the value, the rule and the way out, and exit with 2."""
+        fail(message, self._suggestion(message))
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        for word in re.findall(r"[\w.]{4,}", message):
+            close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
+            if close and close != [f"--{word}"]:
+                return f"did you mean {close[0]}? All options: {self.prog} --help"
+        return f"all options: {self.prog} --help"
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Print an error in two lines and a hint in a third; what others have to say can be longer than that."""
+    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
+    lines = [first[:400], " ".join(rest)[:400], hint]
+    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
+
+
+def build_parser(verb: str) -> Parser:
+    """The options of one command."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
+    parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
+    parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str if verb != "fit" else str | None,
+        default=None if verb == "fit" else "best",
+        help="last or best (of --run_dir, else of the newest run), or a file",
+    )
+    parser.add_argument(
+        "--run_dir",
+        type=str | None,
+        help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
+    )
+    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
+    parser.add_class_arguments(OptimConfig, "model.optim")
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed"}, instantiate=False)
+    parser.add_class_arguments(
+        pl.Trainer,
+        "trainer",
+        skip=set(inspect.signature(pl.Trainer).parameters) - TRAINER_OPTIONS,
+        instantiate=False,
+        sub_configs=True,
+        fail_untyped=False,
+    )
+    recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
+    parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})
+    return parser
+
+
+def check_values(parser: Parser, config: Namespace) -> None:
+    """See that nothing is null that must not be, and nothing below its least value.
+
+    Raises:
+        ValueError: naming the setting and the rule.
+    """
+    for name, default in parser.get_defaults().items():
+        if default is not None and config.get(name) is None and name not in NULLABLE:
+            raise ValueError(f"{name} cannot be null")
+    for name, least in LOWEST.items():
+        if config[name] is not None and not config[name] >= least:
+            raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
