@@ -1,14 +1,19 @@
 """Small runs from the command line, and what they leave behind."""
 
+import contextlib
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
@@ -44,8 +49,9 @@ def table(output: str) -> list[tuple[str, ...]]:
 
 
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Step and value of every row of every tag."""
-    events = EventAccumulator(str(run_dir)).Reload()
+    """Step and value of every row of every tag, as they lie on the disk: nothing is purged, nothing left out."""
+    everything = {"scalars": 0}
+    events = EventAccumulator(str(run_dir), size_guidance=everything, purge_orphaned_data=False).Reload()
     return {tag: [(row.step, row.value) for row in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -59,3 +65,65 @@ def shell(*args: str, cwd: Path, timeout: float = 120.0) -> subprocess.Completed
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "tinygpt_pl", *args]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tinygpt_pl.cli"])  # importing Lightning takes seconds, for each of a hundred processes
+
+
+def command(args: list[str], folder: Path) -> None:
+    """Run a command in a process that was forked for it; its words go to a file."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    with Path("output").open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        from tinygpt_pl.cli import main
+
+        code = main(args)
+    sys.exit(code)
+
+
+def start(args: list[str], folder: Path) -> ForkServerProcess:
+    process = FORKS.Process(target=command, args=(args, folder))
+    process.start()
+    return process
+
+
+def finish(process: ForkServerProcess, folder: Path, code: int = 0) -> str:
+    """Wait for a process to end with this code; gives all that was said in the folder so far."""
+    process.join(timeout=100)
+    output = (folder / "output").read_text()
+    assert process.exitcode == code, output
+    return output
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All that has to be the same: both checkpoints but for what tells the time, and the curve but for its speed."""
+    found: dict[str, Any] = {}
+    for name in ("best", "last"):
+        checkpoint = load(run_dir / "checkpoints" / f"{name}.ckpt")
+        best = next(state for key, state in checkpoint["callbacks"].items() if key.startswith("BestCheckpoint"))
+        found[name] = {
+            **{key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")},
+            **{key: checkpoint[key] for key in ("global_step", "evaluated", "val_loss", "corpus")},
+            "best": best["best_model_score"],
+            "curve": checkpoint["callbacks"]["Curve"],
+        }
+    found["curve"] = {tag: rows for tag, rows in scalars(run_dir).items() if not tag.startswith("perf/")}
+    return found
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Compare nested containers; tensors bit by bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

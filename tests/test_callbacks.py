@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tests.reference import CLIP, GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import load, scalars
-from tinygpt_pl.callbacks import Curve, EventLogger, checkpoints, dropout_seed, matmul_flops
+from tinygpt_pl.callbacks import Curve, EventLogger, dropout_seed, matmul_flops
 from tinygpt_pl.data import Batch
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
 
 
 def test_a_row_speaks_of_all_micro_batches_of_its_step(text_file: Path, tmp_path: Path) -> None:
@@ -91,14 +91,12 @@ def test_the_best_checkpoint_is_kept_by_validation_loss(tmp_path: Path, monitor:
     path = tmp_path / "text"
     path.write_text("ab" * 900 + "ba" * 50 + "aabb" * 25)
     torch.manual_seed(0)
-    saving = checkpoints(tmp_path)
-    for callback in saving:
-        assert isinstance(callback, ModelCheckpoint)
-        if callback.monitor:
-            assert callback.monitor == "eval/val_loss"
-            callback.monitor = monitor
+    best = BestCheckpoint(tmp_path, CheckpointFiles())
+    assert best.monitor == "eval/val_loss"
+    best.monitor = monitor
+    saving = (best, LastCheckpoint(tmp_path, 5.0, StopSignals()))
     module = TinyGPT({**vars(GPT_CONFIG), "vocab_size": 2}, OPTIM)
-    record = lightning_fit(path, module, callbacks=tuple(saving), enable_checkpointing=True)
+    record = lightning_fit(path, module, callbacks=saving, enable_checkpointing=True)
     _, *rows = record.evaluations
     assert min(rows, key=lambda row: row[1])[0] == 30, "training loss was meant to fall"
     assert min(rows, key=lambda row: row[2])[0] == 10, "validation loss was meant to rise"

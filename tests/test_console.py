@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -114,20 +113,6 @@ def test_a_piped_table_is_read_while_the_run_goes_on(text_file: Path, tmp_path: 
             assert process.poll() is None
         finally:
             process.kill()
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_has_its_exit_code_and_the_way_on(text_file: Path, tmp_path: Path, number: int, code: int) -> None:
-    command = [sys.executable, "-m", "tinygpt_pl", "fit", *small(text_file, trainer__max_steps=100_000)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("iter 8 ") for line in process.stdout)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "fit --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt" in err
-    assert "Traceback" not in err
 
 
 def test_the_bar_can_be_left_out(cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_targets_are_the_inputs_shifted_by_one() -> None:
     assert x.dtype is y.dtype is torch.int64
 
 
-def test_windows_reach_both_ends_of_a_split_and_no_further(tmp_path: Path) -> None:
+def test_fault_21_windows_reach_both_ends_of_a_split_and_no_further(tmp_path: Path) -> None:
     """Splits as short as can be have a single window each, so it is known."""
     path = tmp_path / "text"
     path.write_text("abcdefghijklmnopqr")  # 9 + 9, which is block_size + 1
@@ -130,7 +130,7 @@ def test_splits_of_tiny_shakespeare(shakespeare_cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "val_fraction"), [("train", 0.92), ("val", 0.08)])
-def test_a_split_without_room_for_a_window_is_refused(tmp_path: Path, split: str, val_fraction: float) -> None:
+def test_fault_21_a_split_without_room_for_a_window(tmp_path: Path, split: str, val_fraction: float) -> None:
     path = tmp_path / "text"
     path.write_text("ab" * 50)
     data = TextDataModule(str(path), block_size=8, val_fraction=val_fraction)

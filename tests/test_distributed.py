@@ -5,23 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import load, shell, small, table
+from tests.runs import Run, load, shell, small, table
 
 
-def test_two_devices_share_the_windows_of_one(text_file: Path, tmp_path: Path) -> None:
-    one = shell("fit", *small(text_file), "--run_dir=one", cwd=tmp_path)
+def test_two_devices_share_the_windows_of_one(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, one, _ = cli("fit", *small(text_file), "--run_dir=one")
+    assert code == 0
     options = small(text_file, data__batch_size=2, trainer__devices=2, trainer__strategy="ddp")
     two = shell("fit", *options, "--run_dir=two", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert [row[0] for row in table(two.stdout)] == ["0", "4", "8", "10"], "only the first process prints"
     assert "sync_dist" not in two.stderr
-    for a, b in zip(table(one.stdout), table(two.stdout), strict=True):
+    for a, b in zip(table(one), table(two.stdout), strict=True):
         assert [float(x) for x in a[1:]] == pytest.approx([float(x) for x in b[1:]], abs=2e-4)
     for verb in ("validate", "test"):
-        scores = [shell(verb, f"--run_dir={run}", cwd=tmp_path) for run in ("one", "two")]
-        assert [done.returncode for done in scores] == [0, 0], scores[1].stderr
-        numbers = [[float(x) for x in re.findall(r"\d+\.\d{4}", done.stdout)] for done in scores]
+        done = shell(verb, "--run_dir=two", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores = [cli(verb, "--run_dir=one")[1], done.stdout]
+        numbers = [[float(x) for x in re.findall(r"\d+\.\d{4}", score)] for score in scores]
         assert len(numbers[0]) >= 2
         assert numbers[0] == pytest.approx(numbers[1], abs=2e-4)
     a, b = (load(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("one", "two"))

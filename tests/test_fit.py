@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.runs import Run, load, scalars, shell, small, table
-from tinygpt_pl import TinyGPT, warmup_cosine
-from tinygpt_pl import cli as command_line
+from tinygpt_pl import TinyGPT, job, warmup_cosine
 from tinygpt_pl.data import Batch
 
 
@@ -22,6 +21,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 RUN = Path("lightning_logs/version_0")
+LONGER = "--trainer.max_steps=4"
 
 
 def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
@@ -44,7 +44,8 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     probability = float(lines[-2].removeprefix("average probability of the true next character: "))
     assert probability == pytest.approx(math.exp(-float(best[2])), abs=1e-4)
 
-    assert sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events.")) == ["checkpoints", "config.yaml"]
+    files = sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events."))
+    assert files == [".lock", "checkpoints", "config.yaml"]
     assert sorted(p.name for p in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
     code, out, _ = cli("validate", "--ckpt_path", "best")
@@ -163,7 +164,7 @@ def test_a_run_that_was_moved_keeps_its_best(cli: Run, text_file: Path) -> None:
     cli("fit", *small(text_file, trainer__max_steps=4))
     best = (RUN / "checkpoints/best.ckpt").read_bytes()
     RUN.rename("moved")
-    worse = ["--model.optim.max_lr=3.0", "--model.optim.min_lr=3.0", "--trainer.max_steps=8"]
+    worse = ["--model.optim.max_lr=0.3", "--model.optim.min_lr=0.3", "--trainer.max_steps=8"]
     code, out, err = cli("fit", "--ckpt_path=moved/checkpoints/last.ckpt", *worse)
     assert code == 0
     assert "has changed" not in err
@@ -175,27 +176,33 @@ def test_a_run_that_was_moved_keeps_its_best(cli: Run, text_file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches has to stay 1 in a run that goes on, got 2"),
-        (["--data.batch_size=8"], "data.batch_size has to stay 4 in a run that goes on, got 8"),
+        (["--trainer.accumulate_grad_batches=2", LONGER], "the number of windows in a step .* has to stay 4 .*, got 8"),
+        (
+            ["--data.batch_size=8", LONGER],
+            "the number of windows in a step .* has to stay 4 in a run that goes on, got 8",
+        ),
+        (["--data.eval_iters=4"], "data.eval_iters has to stay 3 in a run that goes on, got 4"),
         (["--data.val_fraction=0.2"], "data.val_fraction has to stay 0.1"),
+        (["--data.corpus=changed.txt"], r"data.corpus has to stay .*english.txt \(SHA-256 \w+…\) .* got changed.txt"),
         (["--seed_everything=1"], "seed_everything has to stay 1337"),
         (["--trainer.max_steps=1"], "the checkpoint is of iteration 2, beyond trainer.max_steps 1"),
-        (["--run_dir=other", "--trainer.max_steps=4"], "other holds a run already"),
+        (["--run_dir=other", LONGER], "other holds a run already"),
     ],
 )
 def test_a_run_does_not_go_on_as_another(cli: Run, text_file: Path, options: list[str], message: str) -> None:
     for run in ("one", "other"):
         assert cli("fit", *small(text_file, trainer__max_steps=2), f"--run_dir={run}")[0] == 0
+    Path("changed.txt").write_text(text_file.read_text()[::-1])
     before = contents()
     code, _, err = cli("fit", "--ckpt_path=one/checkpoints/last.ckpt", *options)
     assert code == 2
-    assert message in err
+    assert re.search(message, err), err
     assert contents() == before
 
 
 def contents() -> list[tuple[Path, int]]:
-    """Every file below this folder, with the time of its last change."""
-    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*"))
+    """Every file below this folder but the locks, with the time of its last change."""
+    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*") if p.name != ".lock")
 
 
 def assert_equal_states(a: object, b: object) -> None:
@@ -234,7 +241,7 @@ def test_a_checkpoint_is_complete_and_loads_as_data(cli: Run, text_file: Path) -
 
 
 def test_the_untrained_network_is_never_the_best(cli: Run, text_file: Path) -> None:
-    _, out, _ = cli("fit", *small(text_file, model__optim__max_lr=3.0, model__optim__min_lr=3.0))
+    _, out, _ = cli("fit", *small(text_file, model__optim__max_lr=0.3, model__optim__min_lr=0.3))
     rows = table(out)
     assert min(rows, key=lambda row: float(row[2]))[0] == "0", "the run was meant to get worse"
     assert load(RUN / "checkpoints/best.ckpt")["global_step"] > 0
@@ -250,14 +257,14 @@ class SummedLoss(TinyGPT):
 def test_a_start_far_from_a_uniform_guess_stops_the_run(
     cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "TinyGPT", SummedLoss)
+    monkeypatch.setattr(job, "TinyGPT", SummedLoss)
     code, out, err = cli("fit", *small(text_file))
     assert code == 1
     assert [row[0] for row in table(out)] == ["0"]
     message = err[err.index("error: ") :]
     assert re.search(r"the loss starts at 2\d\.\d+, far from ln\(27\) = 3.2958", message)
     assert len(message.splitlines()) <= 3
-    assert list((RUN / "checkpoints").iterdir()) == []
+    assert not (RUN / "checkpoints").exists()
 
 
 @pytest.mark.usefixtures("no_network")
@@ -296,7 +303,7 @@ def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("fit", *small(text_file), "--trainer.logger=false")
     assert code == 0
     assert len(table(out)) == 4
-    assert sorted(p.name for p in RUN.iterdir()) == ["checkpoints", "config.yaml"]
+    assert sorted(p.name for p in RUN.iterdir()) == [".lock", "checkpoints", "config.yaml"]
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])

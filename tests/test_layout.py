@@ -9,15 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "optim", "tokenizer", "diagnosis"},
-    {"corpus", "checkpoint"},
+    {"gpt", "optim", "tokenizer", "diagnosis", "files"},
+    {"corpus", "checkpoint", "runs"},
     {"data"},
     {"module"},
-    {"callbacks", "console", "options"},
+    {"console", "options", "resume"},
+    {"callbacks", "saving"},
+    {"job"},
     {"cli"},
     {"__main__", "__init__"},
 ]
-WITHOUT_LIGHTNING = ["gpt", "optim", "tokenizer", "diagnosis", "corpus", "checkpoint"]
+WITHOUT_LIGHTNING = ["gpt", "optim", "tokenizer", "diagnosis", "files", "corpus", "checkpoint", "runs"]
 
 
 def imported(module: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from tinygpt_pl.tokenizer import CharTokenizer
 def with_gradients() -> tuple[TinyGPT, torch.Tensor]:
     torch.manual_seed(0)
     module = TinyGPT(GPT_CONFIG, OPTIM)
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     for p in module.gpt.parameters():
         p.grad = torch.randn_like(p)
     return module, torch.cat([p.grad.flatten() for p in module.gpt.parameters() if p.grad is not None])

@@ -8,7 +8,7 @@ from tinygpt_pl.tokenizer import CharTokenizer
 
 
 @given(st.text(min_size=1))
-def test_decode_undoes_encode(text: str) -> None:
+def test_fault_22_decode_undoes_encode(text: str) -> None:
     tokenizer = CharTokenizer.from_text(text)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text

@@ -1,23 +1,28 @@
-"""What happens around the steps: evaluation at both ends, dropout's seed, the curve, the record and the checkpoints."""
+"""What happens around the steps: evaluation at both ends, dropout's seed, the curve and the record of the run."""
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tinygpt_pl.data import Batch
-from tinygpt_pl.diagnosis import check_start
+from tinygpt_pl.checkpoint import FORMAT
+from tinygpt_pl.console import warn
+from tinygpt_pl.data import Batch, TextDataModule
+from tinygpt_pl.diagnosis import check_evaluation, check_start
+from tinygpt_pl.files import replacing
 from tinygpt_pl.gpt import INIT_STD
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.runs import EVENTS, event_sizes
 
 CHARTS = {
     "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},
@@ -30,32 +35,101 @@ CHARTS = {
 
 
 class EventLogger(TensorBoardLogger):
-    """TensorBoard's events alone, straight in the run folder; the settings are in its config.yaml."""
+    """TensorBoard's events alone, straight in the run folder; the settings are in its config.yaml.
 
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir, name="", version="", default_hp_metric=False)
+    Where the curve cannot be written any more, it ends with a warning; the run goes on.
+    """
 
-    @rank_zero_only
+    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+        """Write nothing yet.
+
+        Args:
+            run_dir: the folder of the run.
+            purge_step: the optimizer step from which on a TensorBoard that is open is to forget what it has read.
+        """
+        super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+        self.broken = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row."""
+        self._attempt(lambda: super(EventLogger, self).log_metrics(metrics, step))
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Write a page of text."""
+        self._attempt(lambda: self.experiment.add_text(tag, text, step))
+
+    def lay_out(self, charts: Mapping[str, Any]) -> None:
+        """Write the custom-scalar page."""
+        self._attempt(lambda: self.experiment.add_custom_scalars(charts))
+
     def save(self) -> None:
         """Write what is buffered, and no second file of settings."""
-        self.experiment.flush()
+        self._attempt(lambda: self.experiment.flush())
+
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        self._attempt(lambda: super(EventLogger, self).finalize(status))
+
+    @rank_zero_only
+    def _attempt(self, write: Callable[[], None]) -> None:
+        if self.broken:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.broken = True
+            warn(f"the curve ends here, since it cannot be written: {error}")
 
 
 class Evaluation(Callback):
-    """Evaluates before the first step and after the last; `val_check_interval` does so between."""
+    """Evaluates before the first step and after the last, and first of all where a stopped run had not come to it.
+
+    Between, `val_check_interval` does so. Each checkpoint gets the latest validation loss and its optimizer step.
+    """
+
+    def __init__(self) -> None:
+        self.evaluated, self.val_loss = -1, math.nan
+        self.reopened = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note the latest evaluation."""
+        checkpoint["evaluated"], checkpoint["val_loss"] = self.evaluated, self.val_loss
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on from there."""
+        self.evaluated, self.val_loss = checkpoint["evaluated"], checkpoint["val_loss"]
+        if self.evaluated < checkpoint["global_step"] == trainer.max_steps:
+            # With all steps taken Lightning would not even start; one more is pretended until it has.
+            trainer.fit_loop.epoch_loop.max_steps += 1
+            self.reopened = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the untrained network, and stop a run that is broken before it starts."""
+        """Run the evaluation that is due, if one is."""
+        step, loop = trainer.global_step, trainer.fit_loop.epoch_loop
+        if self.reopened:
+            loop.max_steps -= 1
+            self.reopened = False
+        assert isinstance(trainer.val_check_batch, int)
+        interval = trainer.val_check_batch // trainer.accumulate_grad_batches
+        if self.evaluated < step and (step % interval == 0 or step == trainer.max_steps):
+            # A sanity check would run the same loop, but Lightning logs and saves nothing during one.
+            trainer.validating = True
+            loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a run that is broken or lost, before anything of it is saved."""
         assert isinstance(pl_module, TinyGPT)
-        if trainer.global_step > 0:
-            return
-        # A sanity check would run the same loop, but Lightning logs and saves nothing during one.
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
-        config = pl_module.gpt.config
-        loss = trainer.callback_metrics["eval/val_loss"].item()
-        check_start(loss, config.vocab_size, config.n_embd * INIT_STD**2)
+        step, config = trainer.global_step, pl_module.gpt.config
+        train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        if step == 0:
+            check_start(val, config.vocab_size, config.n_embd * INIT_STD**2)
+        check_evaluation(step, train, val, config.vocab_size, pl_module.learning_rate(step))
+        self.evaluated, self.val_loss = step, val
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -94,7 +168,6 @@ class Curve(Callback):
     def __init__(self, log_every_n_steps: int = 10) -> None:
         self.log_every_n_steps = log_every_n_steps
         self.stepping = False
-        self.loss: Tensor | float = 0.0
         self.clipped: Tensor | float = 0.0
         self.steps = 0  # since the last row
         self.lr = math.nan
@@ -111,11 +184,8 @@ class Curve(Callback):
         self.clipped, self.steps = state_dict["clipped"], state_dict["steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the machine and lay out the charts."""
+        """Measure the machine."""
         self.ceiling = matmul_flops(pl_module.device, trainer.precision) * trainer.world_size
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(CHARTS)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -146,11 +216,10 @@ class Curve(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Sum the micro-batches of a step; at its end count it, and write a row if one is due."""
-        assert isinstance(pl_module, TinyGPT)
-        self.loss = self.loss + outputs["loss"]  # already divided by accumulate_grad_batches
+        """At the end of a step count it, and write a row if one is due."""
         if not self.stepping:
             return
+        assert isinstance(pl_module, TinyGPT)
         self.stepping = False
         self.steps += 1
         self.clipped = self.clipped + (pl_module.grad_norm > (trainer.gradient_clip_val or math.inf))
@@ -161,10 +230,9 @@ class Curve(Callback):
             self._write(trainer, self._row(trainer, pl_module, tokens, it), it)
             self.clipped, self.steps = 0.0, 0
             self.tokens, self.seconds, self.since = 0, 0.0, time.perf_counter()
-        self.loss = 0.0
 
     def _row(self, trainer: pl.Trainer, module: TinyGPT, tokens: int, it: int) -> dict[str, float]:
-        loss = trainer.strategy.reduce(torch.as_tensor(self.loss), reduce_op="mean").item()  # waits for the device
+        loss = trainer.strategy.reduce(module.step_loss, reduce_op="mean").item()  # waits for the device
         assert self.since is not None
         speed = self.tokens / (self.seconds + time.perf_counter() - self.since)
         return {
@@ -198,64 +266,52 @@ def matmul_flops(device: torch.device, precision: str) -> float:
 
 
 class RunRecord(Callback):
-    """Keeps the run's configuration in its folder and, with the latest validation loss, in each of its checkpoints."""
+    """Keeps the run's configuration in its folder and its curve, and what a run that goes on has to match."""
 
-    def __init__(self, run_dir: Path, config: str) -> None:
-        self.run_dir, self.config = run_dir, config
-        self.val_loss = math.nan
+    def __init__(self, run_dir: Path, config: str, data: TextDataModule) -> None:
+        self.run_dir, self.config, self.data = run_dir, config, data
+        self.before = ""
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take over the loss of the evaluation that a run goes on from."""
-        self.val_loss = checkpoint["val_loss"]
+        """Keep what the curve has noted already, and set Lightning's counters to a boundary between steps.
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the loss for the checkpoints to come."""
-        self.val_loss = trainer.callback_metrics["eval/val_loss"].item()
+        A checkpoint is always of such a boundary, wherever in Lightning's loops it was saved; and it may be divided
+        into other micro-batches from here on.
+        """
+        if list(self.run_dir.glob(EVENTS)):
+            self.before = checkpoint["config"]
+        micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        done = dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches)
+        none = dict.fromkeys(done, 0)
+        checkpoint["loops"]["fit_loop"] |= {
+            "epoch_loop.batch_progress": {"total": done, "current": dict(done), "is_last_batch": False},
+            "epoch_loop.val_loop.batch_progress": {"total": none, "current": dict(none), "is_last_batch": False},
+        }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write config.yaml, and the same to TensorBoard's text page."""
-        if trainer.is_global_zero:
-            (self.run_dir / "config.yaml").write_text(self.config, encoding="utf-8")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("config", f"```yaml\n{self.config}\n```")
+        if not trainer.is_global_zero:
+            return
+        with replacing(self.run_dir / "config.yaml") as file:
+            file.write(self.config.encode())
+        for logger in trainer.loggers:
+            if isinstance(logger, EventLogger) and self.config != self.before:
+                logger.log_text("config", f"```yaml\n{self.config}\n```", trainer.global_step)
+                logger.lay_out(CHARTS)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add both to a checkpoint."""
-        checkpoint["config"] = self.config
-        checkpoint["val_loss"] = self.val_loss
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that knows its best file again in a run folder that was moved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; Lightning forgets the best score where the folder has another name than before."""
-        here = Path(str(self.dirpath))
-        best = here / Path(state_dict["best_model_path"]).name
-        if best.is_file():
-            scores = {str(best): score for score in state_dict["best_k_models"].values()}
-            paths = {"dirpath": str(here), "best_model_path": str(best), "kth_best_model_path": str(best)}
-            state_dict = {**state_dict, **paths, "best_k_models": scores}
-        super().load_state_dict(state_dict)
-
-
-def checkpoints(run_dir: Path) -> list[Callback]:
-    """The best checkpoint by validation loss and the last one, both saved at the end of an evaluation.
-
-    Two callbacks, since one with `save_last` writes the last only when it is also the best.
-    """
-    shared: dict[str, Any] = {
-        "dirpath": run_dir / "checkpoints",
-        "save_top_k": 1,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": False,
-    }
-    return [
-        RunCheckpoint(filename="best", monitor="eval/val_loss", **shared),
-        RunCheckpoint(filename="last", monitor=None, **shared),
-    ]
+        """Add it to a checkpoint, with how far the curve is."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+        checkpoint |= {
+            "format": FORMAT,
+            "config": self.config,
+            "corpus": {"name": self.data.corpus_name, "sha256": self.data.corpus_sha256},
+            "windows_per_step": self.data.windows_per_step(trainer),
+            "events": event_sizes(self.run_dir),
+        }

@@ -1,81 +1,102 @@
-"""Where runs and their checkpoints lie, and how a checkpoint is read: as data, never as code."""
+"""How a checkpoint is written, whole or not at all, and read: as data, never as code."""
 
-import os
-import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-LOGS = Path("lightning_logs")
-"""Where runs are kept that are given no other folder."""
+from tinygpt_pl.files import replacing
 
-OURS = {"state_dict", "hyper_parameters", "global_step", "config", "val_loss"}
-"""What every checkpoint of a run holds."""
+FORMAT = 1
+"""Counts up when files of the version before can no longer be read."""
+
+OURS: dict[str, type] = {
+    "state_dict": dict,  # weights
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,  # Lightning's counters
+    "callbacks": dict,
+    "hyper_parameters": dict,  # network, optimizer and vocabulary, as plain mappings
+    "global_step": int,  # optimizer steps
+    "config": str,  # all settings, as YAML
+    "corpus": dict,  # name and SHA-256 of the text
+    "windows_per_step": int,
+    "evaluated": int,  # the optimizer step of the latest evaluation, -1 before the first
+    "val_loss": float,  # of that evaluation, in nats per token
+    "events": dict,  # length of each file of the curve, in bytes
+}
+"""What every checkpoint of a run holds, with its type; the rest is Lightning's."""
 
 
-def _versions() -> list[tuple[int, Path]]:
-    found = ((re.fullmatch(r"version_(\d+)", path.name), path) for path in LOGS.glob("version_*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+class DamagedCheckpoint(ValueError):
+    """A file that is not as it was written, or was never a checkpoint."""
 
 
-def new_run_dir() -> Path:
-    """The next free lightning_logs/version_N; it is not created."""
-    versions = _versions()
-    return LOGS / f"version_{versions[-1][0] + 1 if versions else 0}"
-
-
-def run_of(path: Path) -> Path | None:
-    """The folder of the run that wrote a checkpoint, or None for a file that was moved out of one."""
-    folder = path.absolute().parent
-    return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" else None
-
-
-def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
-    """Turn `last`, `best` or a path into the path of a checkpoint that exists.
-
-    Args:
-        ckpt_path: `last` and `best` are those of `run_dir`; anything else is a path.
-        run_dir: the newest run in lightning_logs if left out.
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint beside its place, flush it to the disk, and put it there.
 
     Raises:
-        ValueError: if there is no such checkpoint.
+        OSError: if it cannot be written; what was at `path` is then still there.
     """
-    if ckpt_path not in ("last", "best"):
-        path = Path(ckpt_path).expanduser()
-        if not path.is_file():
-            raise ValueError(f"no checkpoint {ckpt_path!r}: it has to be last, best or the path of a file")
-        return path
-    versions = _versions()
-    if run_dir is None and not versions:
-        raise ValueError(f"no {ckpt_path} checkpoint: there is no run in {LOGS.resolve()}; fit makes one")
-    run = run_dir or versions[-1][1]
-    path = run / "checkpoints" / f"{ckpt_path}.ckpt"
-    if not path.is_file():
-        others = [version for _, version in versions if (version / "checkpoints" / path.name).is_file()]
-        way_out = f"the newest that has one is --run_dir {others[-1]}" if others else "give the path of one"
-        raise ValueError(f"no {ckpt_path} checkpoint in {run}; {way_out}")
-    return path
+    with replacing(path) as file:
+        try:
+            torch.save(dict(checkpoint), file)
+        except RuntimeError as error:  # torch's way to say that a write failed
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint of this project; no code in it is ever run.
 
     Raises:
-        ValueError: if it is none, or is damaged.
-        OSError: if it cannot be read.
+        DamagedCheckpoint: if its check sums do not fit, or it is no checkpoint at all.
+        ValueError: if it is of another project, or of another version's format.
+        OSError: if it cannot be opened.
     """
     with path.open("rb") as file:
         try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()  # torch's own reader looks at no check sum
+            if damaged:
+                raise DamagedCheckpoint(f"{path} is damaged: the check sum of {damaged} does not fit")
+            file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # torch's readers trip over bytes that are no checkpoint in any way they like
-            raise ValueError(f"{path} is damaged or no checkpoint") from None
-    if not isinstance(checkpoint, dict) or not OURS <= checkpoint.keys():
+        except DamagedCheckpoint:
+            raise
+        except Exception:  # these readers trip over bytes that are no checkpoint in any way they like
+            raise DamagedCheckpoint(f"{path} is damaged or no checkpoint") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "config"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
+    version = checkpoint.get("format", 0)
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, but this version of tinygpt_pl reads format {FORMAT} alone; "
+            "use the version that wrote it"
+        )
+    for name, kind in OURS.items():
+        if not isinstance(checkpoint.get(name), kind):
+            raise DamagedCheckpoint(f"{path} is damaged: its {name} is no {kind.__name__}")
     return checkpoint
 
 
-def check_same_network(checkpoint: dict[str, Any], gpt: dict[str, Any], characters: str) -> None:
+def iteration_of(path: Path) -> int:
+    """Optimizer steps of a checkpoint; -1 if it cannot be read."""
+    try:
+        return int(read_checkpoint(path)["global_step"])
+    except (ValueError, OSError):
+        return -1
+
+
+def newest_sound(folder: Path) -> tuple[int, Path] | None:
+    """The checkpoint in a folder with the most optimizer steps among those that can be read, and their number."""
+    found = max(((iteration_of(path), path) for path in folder.glob("*.ckpt")), default=(-1, folder))
+    return found if found[0] >= 0 else None
+
+
+def check_same_network(checkpoint: Mapping[str, Any], gpt: Mapping[str, Any], characters: str) -> None:
     """Compare the network and the vocabulary that are asked for with those of a checkpoint; dropout may differ.
 
     Raises:
@@ -91,3 +112,17 @@ def check_same_network(checkpoint: dict[str, Any], gpt: dict[str, Any], characte
         differences = ["the checkpoint was trained on a text with other characters"]
     if differences:
         raise ValueError("the checkpoint does not fit: " + "; ".join(differences))
+
+
+def check_weights(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of a checkpoint's weights with those of the network that is to take them.
+
+    Raises:
+        DamagedCheckpoint: naming the first that differs.
+    """
+    for name in sorted(stored.keys() | fresh.keys()):
+        shapes = [list(weights[name].shape) if name in weights else None for weights in (stored, fresh)]
+        if shapes[0] != shapes[1]:
+            raise DamagedCheckpoint(
+                f"the checkpoint is damaged: {name} has shape {shapes[0]} in it and {shapes[1]} in the network"
+            )

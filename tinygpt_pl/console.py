@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinygpt_pl.data import Batch, TextDataModule
 from tinygpt_pl.diagnosis import expected_start
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
+from tinygpt_pl.runs import checkpoint_path
 
 FORWARD_SHARE = 1 / 3
 """A forward pass in a training step: the backward pass has two products for each of its one."""
@@ -25,8 +27,8 @@ FORWARD_SHARE = 1 / 3
 class Table(Callback):
     """Prints what is trained, a line per evaluation, and where the result is."""
 
-    def __init__(self, run_dir: Path, data: TextDataModule) -> None:
-        self.run_dir, self.data = run_dir, data
+    def __init__(self, run_dir: Path, data: TextDataModule, notes: Sequence[str] = ()) -> None:
+        self.run_dir, self.data, self.notes = run_dir, data, notes
         self.elapsed, self.since = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class Table(Callback):
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
         lines.append(f"curves: tensorboard --logdir {self.run_dir.parent}")
-        say(trainer, data.offline_notice, *lines)
+        say(trainer, data.offline_notice, *self.notes, *lines)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print an evaluation."""
@@ -71,7 +73,7 @@ class Table(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the best checkpoint is and how good, by what that file itself holds."""
-        path = self.run_dir / "checkpoints" / "best.ckpt"
+        path = checkpoint_path(self.run_dir, "best")
         if trainer.is_global_zero and path.is_file():
             checkpoint = read_checkpoint(path)
             loss = checkpoint["val_loss"]
@@ -93,6 +95,11 @@ def say(trainer: pl.Trainer, *lines: str) -> None:
             else:
                 print(line)
         sys.stdout.flush()  # a table in a pipe or file is read while the run goes on
+
+
+def warn(message: str) -> None:
+    """Print a warning above any progress bar."""
+    tqdm.write(f"WARNING: {message}", file=sys.stderr)
 
 
 class LongRunNotice(Callback):

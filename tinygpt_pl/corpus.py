@@ -4,11 +4,14 @@ import hashlib
 import os
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
+
+from tinygpt_pl.files import replacing
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
 
@@ -73,24 +76,36 @@ def download(url: str, sha256: str, path: Path) -> None:
         ValueError: if what arrives has another SHA-256; nothing is kept then.
         ConnectionError: if it cannot be had.
     """
+    lock = Path(f"{path}.lock")
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.exists():
-            return
-        try:
-            with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-                raw: bytes = response.read()
-        except (OSError, HTTPException) as error:
-            raise ConnectionError(
-                f"{url} could not be downloaded ({error}); save it as {path}, or give another --data.corpus"
-            ) from None
-        found = hashlib.sha256(raw).hexdigest()
-        if found != sha256:
-            raise ValueError(f"{url} sent a file with SHA-256 {found}, not {sha256}; it was not kept")
-        # A reader, who takes no lock, sees the whole file or none.
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(raw)
-        os.replace(partial, path)
+    try:
+        with FileLock(lock):
+            if path.exists():
+                return
+            raw = _fetch(url, path)
+            found = hashlib.sha256(raw).hexdigest()
+            if found != sha256:
+                raise ValueError(f"{url} sent a file with SHA-256 {found}, not {sha256}; it was not kept")
+            with replacing(path) as file:  # a reader takes no lock
+                file.write(raw)
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # another process is at work there
+                folder.rmdir()
+        raise
+
+
+def _fetch(url: str, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            raw: bytes = response.read()
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(
+            f"{url} could not be downloaded ({error}); save it as {path}, or give another --data.corpus"
+        ) from None
+    return raw
 
 
 def _tinyshakespeare(cache_dir: Path) -> str:

@@ -4,6 +4,7 @@ Window i of optimizer step t depends on (seed, stream, t, i) alone: not on the n
 is divided into, nor on how often the run was stopped. There are no epochs.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +107,8 @@ def full_pass(
 class TextDataModule(pl.LightningDataModule):
     """A text, its vocabulary, its two contiguous splits, and windows of them.
 
-    `setup` fills `tokenizer`, `splits` and `corpus_name`; it runs once and needs no Trainer. The loaders do.
+    `setup` fills `tokenizer`, `splits`, `corpus_name` and `corpus_sha256`; it runs once and needs no Trainer. The
+    loaders do.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class TextDataModule(pl.LightningDataModule):
             return
         corpus = load_corpus(self.corpus, self.cache_dir, self.offline_corpus)
         self.corpus_name = corpus.name
+        self.corpus_sha256 = hashlib.sha256(corpus.text.encode()).hexdigest()
         self.tokenizer = CharTokenizer.from_text(corpus.text)
         ids = torch.from_numpy(self.tokenizer.encode(corpus.text))
         boundary = int(len(ids) * (1 - self.val_fraction))
@@ -183,6 +186,10 @@ class TextDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "a Trainer has to hold the data module before it gives loaders"
         return self.trainer
 
+    def windows_per_step(self, trainer: pl.Trainer) -> int:
+        """Windows of an optimizer step, over all devices and micro-batches."""
+        return self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+
     def train_dataloader(self) -> TrainingWindows:
         """The windows of this device from the trainer's next optimizer step on."""
         trainer = self._context
@@ -204,7 +211,7 @@ class TextDataModule(pl.LightningDataModule):
     def _eval_windows(self, split: str) -> FixedWindows:
         trainer, ids = self._context, self.splits[split]
         # An evaluation batch is as large as an optimizer step's, so that accumulation changes no estimate.
-        count = self.eval_iters * self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        count = self.eval_iters * self.windows_per_step(trainer)
         starts = window_starts(self.seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
         return FixedWindows(
             ids,

@@ -160,3 +160,10 @@ class GPT(nn.Module):
         """
         matrices = sum(p.numel() for p in self.parameters() if p.dim() >= 2) - self.wpe.weight.numel()
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+
+
+def parameter_count(config: GPTConfig) -> int:
+    """Parameters of a network of this shape, without building it."""
+    C = config.n_embd
+    block = 12 * C * C + 13 * C  # four matrices, their biases, two LayerNorms
+    return config.n_layer * block + (config.vocab_size + config.block_size + 2) * C

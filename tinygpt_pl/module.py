@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from tinygpt_pl.data import Batch
+from tinygpt_pl.diagnosis import check_step
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
 from tinygpt_pl.tokenizer import CharTokenizer
@@ -86,7 +87,7 @@ class TinyGPT(pl.LightningModule):
             logger=False,
         )
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
-        self.grad_norm = torch.zeros(())
+        self.step_loss = self.grad_norm = torch.zeros(())
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
@@ -94,8 +95,15 @@ class TinyGPT(pl.LightningModule):
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a micro-batch, a mean; Lightning divides it by `accumulate_grad_batches` before its backward."""
-        return self._loss(batch)
+        """Loss of a micro-batch, a mean; Lightning divides it by `accumulate_grad_batches` before its backward.
+
+        `step_loss` is the mean over the micro-batches of an optimizer step, once all have been seen.
+        """
+        loss = self._loss(batch)
+        share = loss.detach() / self.trainer.accumulate_grad_batches
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.step_loss = share if first else self.step_loss + share
+        return loss
 
     def _loss(self, batch: Batch) -> Tensor:
         idx, targets = batch
@@ -163,10 +171,14 @@ class TinyGPT(pl.LightningModule):
 
         Raises:
             ValueError: for clipping by value.
+            Diverged: if the loss or the norm is not finite; the step is not taken then.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
         self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+        # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
+        grad_norm = 0.0 if self.trainer.precision == "16-mixed" else self.grad_norm.item()
+        check_step(self.global_step, self.step_loss.item(), grad_norm, optimizer.param_groups[0]["lr"])
 
 
 def _settings(kind: type[Settings], value: Any) -> Settings:

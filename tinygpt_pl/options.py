@@ -34,6 +34,7 @@ TRAINER_OPTIONS = {
 LOWEST = {
     "seed_everything": 0,
     "eval_interval": 1,
+    "save_minutes": 0,
     "trainer.max_steps": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -76,6 +77,9 @@ def build_parser(verb: str) -> Parser:
     parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
     parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
     parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
+    parser.add_argument(
+        "--save_minutes", type=float, default=5.0, help="longest time between two saves of last.ckpt, in minutes"
+    )
     parser.add_argument(
         "--ckpt_path",
         type=str if verb != "fit" else str | None,

@@ -1,0 +1,48 @@
+"""What saving costs: the share of a run that is spent on writing checkpoints, flushing to the disk included.
+
+    python benchmarks/saving.py                     # configs/cpu.yaml, whole
+    python benchmarks/saving.py --trainer.max_steps 500
+
+Options are those of `fit`; the run goes into a folder that is deleted afterwards.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tinygpt_pl.cli import quieten
+from tinygpt_pl.job import Job
+
+CONFIG = Path(__file__).parent.parent / "configs" / "cpu.yaml"
+
+
+def main() -> None:
+    """Run `fit` with a stopwatch around each save."""
+    quieten()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        job = Job("fit", ["--config", str(CONFIG), "--run_dir", f"{folder}/run", *sys.argv[1:]])
+        job.prepare()
+        save, seconds = job.trainer.save_checkpoint, []
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            start = time.perf_counter()
+            save(*args, **kwargs)
+            seconds.append(time.perf_counter() - start)
+
+        job.trainer.save_checkpoint = timed  # type: ignore[method-assign]
+        start = time.perf_counter()
+        job.fit()
+        whole = time.perf_counter() - start
+        size = (job.trainer.callbacks[-1].path).stat().st_size  # type: ignore[attr-defined]
+        job.close()
+    print(
+        f"{len(seconds)} saves of {size / 1e6:.1f} MB in {sum(seconds):.2f} s, {statistics.median(seconds):.3f} s each "
+        f"(median): {sum(seconds) / whole:.2%} of a run of {whole:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

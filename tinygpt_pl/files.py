@@ -1,0 +1,49 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial"
+"""End of the name of a file that is being written."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once the block is left; a reader sees the old one or the new one, whole.
+
+    The unfinished file lies in the same folder: only there is renaming one step, and needs no room elsewhere.
+
+    Raises:
+        OSError: if it cannot be written; what was at `path` is then still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming outlast a loss of power, where the system lets folders be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process that was killed had not finished; its owner alone may do so."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        partial.unlink()

@@ -1,0 +1,234 @@
+"""A command with everything it needs: the one place where settings, text, network and trainer meet."""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from tinygpt_pl.callbacks import Curve, Evaluation, EventLogger, RunRecord, StepSeed
+from tinygpt_pl.checkpoint import (
+    DamagedCheckpoint,
+    check_same_network,
+    check_weights,
+    iteration_of,
+    newest_sound,
+    read_checkpoint,
+)
+from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.gpt import GPTConfig, parameter_count
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.options import build_parser, check_values
+from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows
+from tinygpt_pl.runs import RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
+from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
+
+
+class Job:
+    """A command: its settings, checked against each other, the text and the checkpoint. It touches nothing yet."""
+
+    def __init__(self, verb: str, args: Sequence[str]) -> None:
+        self.verb, self.parser = verb, build_parser(verb)
+        self.checkpoint = self._take_options(args)
+        self.iteration: int = self.checkpoint["global_step"] if self.checkpoint else 0
+        self.settings = self.parser.instantiate(self.config)
+        gpt: GPTConfig = self.settings.model.gpt
+        self.data = TextDataModule(**self.settings.data, block_size=gpt.block_size, seed=self.config.seed_everything)
+        self.data.setup()
+        self.gpt = dataclasses.replace(gpt, vocab_size=self.data.tokenizer.vocab_size)
+        check_memory(self.gpt)
+        if self.checkpoint:
+            check_same_network(self.checkpoint, dataclasses.asdict(self.gpt), self.data.tokenizer.characters)
+        self.notes: list[str] = []
+        self.files = CheckpointFiles()
+        self.folder: RunFolder | None = None
+        if verb == "fit":
+            self.run_dir = self._place()
+            if self.checkpoint:
+                self._check_resume(self.checkpoint)
+
+    def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
+        """Parse the words; with a checkpoint, its own configuration is what they and their files stand on."""
+        config, checkpoint = self.parser.parse_args(args), None
+        self.ckpt_path: Path | None = None
+        if config.ckpt_path is not None:
+            self.ckpt_path = find_checkpoint(config.ckpt_path, Path(config.run_dir) if config.run_dir else None)
+            try:
+                checkpoint = read_checkpoint(self.ckpt_path)
+            except DamagedCheckpoint as error:
+                sound = newest_sound(self.ckpt_path.parent)
+                way_out = f"; the newest sound one beside it is {sound[1]}, of iteration {sound[0]}" if sound else ""
+                raise ValueError(f"{error}{way_out}") from None
+            config = self.parser.parse_args(args, namespace=self.parser.parse_string(checkpoint["config"]))
+        check_values(self.parser, config)
+        self.config = config
+        return checkpoint
+
+    def _place(self) -> Path | None:
+        """The folder of the run; None stands for a new one. No run is written over, and none loses what it has."""
+        given = Path(self.config.run_dir).expanduser() if self.config.run_dir else None
+        own = run_of(self.ckpt_path) if self.ckpt_path else None
+        if self.ckpt_path and own and (given is None or given.resolve() == own.resolve()):
+            last = checkpoint_path(own, "last")
+            reached = iteration_of(last)
+            if self.ckpt_path.name == last.name or reached <= self.iteration:
+                return own
+            beyond = f"{own} has gone on from {self.ckpt_path} (iteration {self.iteration}) to iteration {reached}"
+            if given:
+                raise ValueError(f"{beyond}; go on with --ckpt_path {last}, or give another --run_dir")
+            self.notes.append(f"NOTE: {beyond}: this is a new run that starts there")
+        elif given and (given / "config.yaml").exists():
+            last = checkpoint_path(given, "last")
+            way_out = f"go on with --ckpt_path {last}" if last.exists() else "it has no checkpoint yet: delete it"
+            raise ValueError(f"{given} holds a run already; {way_out}, or give another --run_dir")
+        return given
+
+    def _check_resume(self, checkpoint: dict[str, Any]) -> None:
+        before = self.parser.parse_string(checkpoint["config"])
+        check_iteration(self.iteration, self.config.trainer.max_steps)
+        check_lasting(checkpoint, before, self.config, self.data)
+        self.notes += changes(self.iteration, before, self.config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken and evaluated."""
+        done = self.checkpoint["evaluated"] if self.checkpoint else -1
+        return self.verb == "fit" and bool(done == self.config.trainer.max_steps)
+
+    def prepare(self) -> None:
+        """Take hold of the run's folder, and build the network and the Trainer.
+
+        Raises:
+            ValueError: if the folder is in use, the Trainer cannot do what is asked for, or the checkpoint is damaged.
+            OSError: if the folder cannot be written to.
+        """
+        if self.finished:
+            return
+        if self.verb == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
+            self.folder = RunFolder(self.run_dir)
+            self.run_dir = self.folder.path
+        pl.seed_everything(self.config.seed_everything, verbose=False)
+        self.model = TinyGPT(self.gpt, self.settings.model.optim, self.data.tokenizer)
+        if self.checkpoint:
+            check_weights(self.checkpoint["state_dict"], self.model.state_dict())
+        if self.verb == "fit":
+            self.trainer = self._fit_trainer(self.run_dir or new_run_dir())
+            if self.checkpoint:
+                check_windows(self.checkpoint["windows_per_step"], self.data.windows_per_step(self.trainer))
+        else:
+            assert self.checkpoint
+            self.model.load_state_dict(self.checkpoint["state_dict"])
+            self.trainer = self._score_trainer()
+            windows = math.ceil((len(self.data.splits["val"]) - 1) / self.gpt.block_size)
+            if windows < self.trainer.world_size:
+                raise ValueError(f"the val split has {windows} windows, too few for {self.trainer.world_size} devices")
+
+    def close(self) -> None:
+        """Let go of the run's folder."""
+        if self.folder:
+            self.folder.release()
+
+    def _fit_trainer(self, run_dir: Path) -> pl.Trainer:
+        options = dict(self.settings.trainer)
+        if options["logger"] in (None, True):
+            options["logger"] = EventLogger(run_dir, purge_step=self.iteration + 1 if self.checkpoint else None)
+        interval, signals = self.config.eval_interval, StopSignals()
+        callbacks: list[Callback] = [
+            signals,
+            RunRecord(run_dir, self._record(), self.data),
+            Table(run_dir, self.data, self.notes),
+            LongRunNotice(interval, "--config configs/cpu.yaml takes minutes"),
+            *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
+            StepSeed(self.config.seed_everything),
+            Curve(options["log_every_n_steps"]),
+            Evaluation(),
+            BestCheckpoint(run_dir, self.files),
+            LastCheckpoint(run_dir, self.config.save_minutes, signals),
+        ]
+        own = options["plugins"] or []
+        options["plugins"] = [self.files, *(own if isinstance(own, list) else [own])]
+        return self._trainer(
+            options,
+            callbacks,
+            # in micro-batches, and across epochs, of which there is one
+            val_check_interval=interval * options["accumulate_grad_batches"],
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+        )
+
+    def _score_trainer(self) -> pl.Trainer:
+        options = {**self.settings.trainer, "logger": False}
+        callbacks: list[Callback] = [TQDMProgressBar()] if options["enable_progress_bar"] is not False else []
+        return self._trainer(options, callbacks, enable_checkpointing=False)
+
+    @staticmethod
+    def _trainer(options: dict[str, Any], callbacks: list[Callback], **fixed: Any) -> pl.Trainer:
+        own = options.pop("callbacks") or []
+        callbacks = [*callbacks, *(own if isinstance(own, list) else [own])]
+        try:
+            return pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
+        except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
+            raise ValueError(f"trainer: {error}") from error
+
+    def _record(self) -> str:
+        """The configuration as it is to be run again: with the corpus that was had, into a folder of its own."""
+        record = self.config.clone()
+        record.data.corpus = self.data.corpus_name
+        for name in ("config", "ckpt_path", "run_dir"):
+            record.pop(name, None)
+        versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
+        note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
+        return f"# tinygpt_pl {version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
+
+    def fit(self) -> None:
+        """Train."""
+        if self.finished:
+            print(f"nothing to do: iteration {self.iteration} is reached; a larger --trainer.max_steps goes on")
+            return
+        if self.checkpoint and self.folder:
+            rewind_events(self.folder.path, self.checkpoint["events"])
+        self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path, weights_only=True)
+
+    def validate(self) -> None:
+        """Print the line of the table again."""
+        with redirect_stdout(sys.stderr):  # where Lightning's bar belongs: the output is the score alone
+            self.trainer.validate(self.model, self.data, verbose=False)
+        train, val = (self.trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        say(self.trainer, f"iter {self.iteration} | train {train:.4f} | val {val:.4f} | {self.ckpt_path}")
+
+    def test(self) -> None:
+        """Print the loss over the whole validation split in the units of the field."""
+        with redirect_stdout(sys.stderr):
+            self.trainer.test(self.model, self.data, verbose=False)
+        nats = self.trainer.callback_metrics["test/loss"].item()
+        tokens = len(self.data.splits["val"]) - 1
+        say(
+            self.trainer,
+            f"iter {self.iteration} | {tokens:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
+            f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+            f"| average probability {math.exp(-nats):.4f}",
+        )
+
+
+def check_memory(gpt: GPTConfig) -> None:
+    """See that the weights alone are no larger than this machine's memory.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    weights = 4 * parameter_count(gpt)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if weights > memory:
+        raise ValueError(
+            f"a network with {weights / 4:.2e} parameters takes {weights / 1e9:,.0f} GB, but this machine has "
+            f"{memory / 1e9:,.0f} GB; lower --model.gpt.n_layer or --model.gpt.n_embd"
+        )

@@ -1,0 +1,87 @@
+"""What a run that goes on may change, and what it may not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.optim import warmup_cosine
+
+LASTING = ("seed_everything", "data.val_fraction", "data.eval_iters")
+"""Settings that make a run's windows what they are, besides the text and the number of windows in a step."""
+
+PLACES = {"config", "ckpt_path", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
+"""Options that say where things are, not how the run goes."""
+
+
+def check_iteration(iteration: int, max_steps: int) -> None:
+    """See that a checkpoint is not beyond the end of the run.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if iteration > max_steps:
+        raise ValueError(f"the checkpoint is of iteration {iteration}, beyond trainer.max_steps {max_steps}")
+
+
+def check_lasting(checkpoint: Mapping[str, Any], before: Namespace, config: Namespace, data: TextDataModule) -> None:
+    """Refuse to go on with other windows than those the run was made of.
+
+    Args:
+        checkpoint: that the run goes on from.
+        before: the settings it was saved with.
+        config: those that are asked for.
+        data: the text, set up.
+
+    Raises:
+        ValueError: naming the setting with its old and its new value.
+    """
+    pairs = [(name, before[name], config[name]) for name in LASTING]
+    text = checkpoint["corpus"]
+    if text["sha256"] != data.corpus_sha256:
+        named = ((text["name"], text["sha256"]), (data.corpus_name, data.corpus_sha256))
+        old_text, new_text = (f"{name} (SHA-256 {sha256[:12]}…)" for name, sha256 in named)
+        pairs.append(("data.corpus", old_text, new_text))
+    for name, old, new in pairs:
+        if old != new:
+            raise _changed(name, old, new)
+
+
+def check_windows(old: int, new: int) -> None:
+    """Refuse to go on with more or fewer windows in a step; how they are divided is free.
+
+    Raises:
+        ValueError: with the old and the new number.
+    """
+    if old != new:
+        raise _changed(
+            "the number of windows in a step (batch_size, accumulate_grad_batches and devices multiplied)", old, new
+        )
+
+
+def _changed(name: str, old: object, new: object) -> ValueError:
+    return ValueError(
+        f"{name} has to stay {old} in a run that goes on, got {new}; give another --run_dir without --ckpt_path for a "
+        "new run"
+    )
+
+
+def changes(it: int, before: Namespace, config: Namespace) -> list[str]:
+    """A line for each setting that is another than before, and one if the learning rate goes on from another value.
+
+    Args:
+        it: optimizer steps taken.
+        before: the settings until now.
+        config: the settings from now on.
+    """
+    pairs = [(name, before.get(name), value) for name, value in config.items() if name not in PLACES]
+    old_rate, new_rate = (f"{_rate(it, settings):.2e}" for settings in (before, config))
+    pairs.append(("the learning rate of the next step", old_rate, new_rate))
+    return [f"changed: {name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def _rate(it: int, settings: Namespace) -> float:
+    optim, max_steps = settings.model.optim, settings.trainer.max_steps
+    max_iters = max_steps if optim.max_iters is None else optim.max_iters
+    return warmup_cosine(it, optim.max_lr, optim.min_lr, optim.warmup_iters, max_iters)
