@@ -244,6 +244,36 @@ def test_fault_06_a_folder_that_cannot_be_written_to(
 LONGER = "--trainer.max_steps=12"
 
 
+class Scripted(TinyGPT):
+    """The validation losses are these, whatever is learnt."""
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loss = {0: 3.3, 4: 3.2, 8: 3.0, 12: 3.1}[self.global_step]
+        (self.val_loss, self.train_loss)[dataloader_idx].update(torch.tensor(loss), 1)
+
+
+class BlockBest(Callback):
+    """Lets nothing be written to best.ckpt after the evaluation at iteration 8."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 8:
+            Path(f"{BEST}{PARTIAL}").mkdir()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, idx: int) -> None:
+        if trainer.global_step == 8:
+            Path(f"{BEST}{PARTIAL}").rmdir()
+
+
+def test_fault_05_a_best_that_was_not_saved_is_none(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iteration 8 had the lowest loss, but no file of it exists; that of 12 is better than that of 4."""
+    monkeypatch.setattr(job, "TinyGPT", Scripted)
+    code, out, err = cli("fit", *small(text_file), LONGER, "--trainer.callbacks=tests.test_faults.BlockBest")
+    assert code == 0
+    assert "best.ckpt could not be written (Is a directory); the next save tries again" in err
+    assert load(BEST)["global_step"] == 12
+    assert "best: iter 12 | val 3.1000" in out
+
+
 class RemoveCheckpoints(Callback):
     """Takes the folder of the checkpoints away while the run goes on, and puts a file in its place if asked to."""
 

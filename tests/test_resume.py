@@ -21,6 +21,11 @@ LONG = {
 }
 
 
+def inode(path: Path) -> int:
+    """Another one for each time that a file was written; each stretch of a run writes its configuration first."""
+    return path.stat().st_ino if path.exists() else 0
+
+
 def kill_often(text_file: Path, folder: Path, kills: int) -> None:
     options = small(text_file, **LONG)
     finish(start(["--help"], folder), folder)  # the first fork waits for the imports
@@ -46,11 +51,15 @@ def kill_often(text_file: Path, folder: Path, kills: int) -> None:
                 args, from_scratch = ["fit", *options, "--run_dir=killed"], from_scratch + 1
             else:
                 args = ["fit", "--run_dir=killed", "--ckpt_path=last"]
+            before = inode(run / "config.yaml")
             process = start(args, folder)
             if killed == kills:
                 finish(process, folder)
                 break
-            process.join(timeout=draw.uniform(0, seconds))
+            if draw.random() < 0.7:  # the others may be killed before they train
+                while process.is_alive() and inode(run / "config.yaml") == before:
+                    time.sleep(0.001)
+            process.join(timeout=draw.uniform(0, 0.7 * seconds))
             if process.exitcode is not None:
                 assert process.exitcode == 0, (folder / "output").read_text()
                 break

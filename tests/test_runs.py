@@ -1,10 +1,12 @@
 """Where checkpoints are looked for, who owns a folder, and how a curve goes back."""
 
 import os
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
+from tests.runs import FORKS
 from tinygpt_pl.runs import RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
 
 
@@ -55,6 +57,24 @@ def test_a_folder_has_one_owner() -> None:
         RunFolder(Path("run"))
     first.release()
     RunFolder(Path("run")).release()
+
+
+def claim(barrier: Barrier, folder: Path) -> None:
+    os.chdir(folder)
+    barrier.wait()
+    (RunFolder(None).path / "mine").touch()
+
+
+def test_processes_that_ask_at_the_same_time_get_folders_of_their_own(tmp_path: Path) -> None:
+    for round in range(5):
+        barrier = FORKS.Barrier(4)
+        processes = [FORKS.Process(target=claim, args=(barrier, tmp_path)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=100)
+            assert process.exitcode == 0
+        assert len(list(Path("lightning_logs").glob("version_*/mine"))) == 4 * (round + 1)
 
 
 def test_a_folder_that_nothing_was_written_into_goes_again() -> None:

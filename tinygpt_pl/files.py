@@ -28,7 +28,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
         raise
     _flush_folder(path.parent)
 

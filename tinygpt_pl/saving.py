@@ -98,32 +98,19 @@ class StopSignals(Callback):
 
     def __init__(self) -> None:
         self.received = 0
-        self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over from Lightning, which would end the run in the middle of a step."""
+        """Take over from Lightning, which would stop in mid-step; at the end it gives the signals back itself."""
         if threading.current_thread() is threading.main_thread():
             for signum in self.SIGNALS:
-                if signal.getsignal(signum) is not signal.SIG_IGN:  # as for a job that was started with nohup
-                    self.handlers[signum] = signal.signal(signum, self._note)
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as for a job in the background of a script
+                    signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
         os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
-
-    def _restore(self) -> None:
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._restore()
 
 
 class LastCheckpoint(Checkpoint):
