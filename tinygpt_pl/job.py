@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_pl.callbacks import Curve, Evaluation, EventLogger, RunRecord, StepSeed
+from tinygpt_pl.callbacks import Evaluation, RunRecord, StepSeed
 from tinygpt_pl.checkpoint import (
     DamagedCheckpoint,
     check_same_network,
@@ -24,6 +24,7 @@ from tinygpt_pl.checkpoint import (
     read_checkpoint,
 )
 from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
+from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig, parameter_count
 from tinygpt_pl.module import TinyGPT
