@@ -10,6 +10,8 @@ import torch
 from tinygpt_pl.checkpoint import (
     FORMAT,
     OURS,
+    SETTINGS,
+    TEXT,
     DamagedCheckpoint,
     check_same_network,
     check_weights,
@@ -27,7 +29,10 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def smallest(**changes: Any) -> dict[str, Any]:
     """A mapping that passes for a checkpoint."""
-    return {"format": FORMAT, **{name: kind() for name, kind in OURS.items()}, **changes}
+    checkpoint: dict[str, Any] = {"format": FORMAT, **{name: kind() for name, kind in OURS.items()}}
+    checkpoint["hyper_parameters"] = {name: kind() for name, kind in SETTINGS.items()}
+    checkpoint["corpus"] = {name: kind() for name, kind in TEXT.items()}
+    return checkpoint | changes
 
 
 def test_what_is_written_is_read() -> None:

@@ -21,6 +21,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from tests.runs import FORKS, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
@@ -76,7 +77,7 @@ def test_fault_01_killed_inside_a_save(tmp_path: Path) -> None:
         checkpoint = load(path)
         assert torch.equal(checkpoint["tensor"], torch.full((200_000,), float(checkpoint["n"])))
         newest = max(newest, checkpoint["n"])
-        sweep(tmp_path)
+        sweep(tmp_path, "*.ckpt")
         assert list(tmp_path.iterdir()) == [path]
     assert left > 0, "no save was ever interrupted"
     assert newest > 0
@@ -371,6 +372,16 @@ def test_fault_08_and_10_stopped_anywhere_and_resumed(
     assert table(rest) == [row for row in table(straight) if int(row[0]) >= iteration]
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_fault_10_stopped_and_resumed_in_another_precision(cli: Run, text_file: Path, precision: str) -> None:
+    """Lightning loads the weights before it converts the network, which would round a float64."""
+    options = small(text_file, **DROPOUT, trainer__precision=precision)
+    cli("fit", *options, "--run_dir=alone")
+    assert cli("fit", *options, signal_at(step=6))[0] == 143
+    assert cli("fit", "--ckpt_path=last", "--trainer.callbacks=null")[0] == 0
+    assert_same(outcome(RUN), outcome(Path("alone")))
+
+
 def test_fault_10_stopped_twice_in_a_row(cli: Run, text_file: Path) -> None:
     options = small(text_file, **DROPOUT)
     cli("fit", *options, "--run_dir=alone")
@@ -449,6 +460,19 @@ def test_signals_are_given_back(cli: Run, text_file: Path) -> None:
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_fault_09_a_signal_that_ends_the_reader_too(text_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C with `2>&1 | tee log`: nobody reads what is said, and the state is saved all the same."""
+    options = small(text_file, trainer__max_steps=100_000, eval_interval=100_000)
+    command = [sys.executable, "-m", "tinygpt_pl", "fit", *options, "--trainer.enable_progress_bar=false"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_for(LAST.exists)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert read_checkpoint(LAST)["global_step"] > 0
+
+
 # Going on
 
 
@@ -469,7 +493,7 @@ def test_fault_11_the_windows_after_a_resume(cli: Run, text_file: Path) -> None:
     assert len({line.split()[1] for line in straight}) == len(straight) == 20
     Path("windows").unlink()
     cli("fit", *options, "--run_dir=run", see, "--trainer.max_steps=6")
-    cli("fit", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_steps=10")
+    cli("fit", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_steps=10", see)
     assert Path("windows").read_text().splitlines() == straight
 
 
@@ -553,7 +577,73 @@ def test_going_back_to_the_best_starts_a_branch(cli: Run, text_file: Path) -> No
     branch = Path("lightning_logs/version_1")
     assert load(branch / "checkpoints/last.ckpt")["global_step"] == 6
     assert [step for step, _ in scalars(branch)["eval/val_loss"]] == [6]
+    texts = EventAccumulator(str(branch)).Reload().Tags()["tensors"]
+    assert {"config/text_summary", "custom_scalars__config__"} <= set(texts)
     assert "dirpath" not in err
+
+
+def test_files_of_others_are_left_alone(cli: Run, text_file: Path) -> None:
+    """A folder called checkpoints does not make its parent a run, and a run's folder may hold other files."""
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    for folder in (Path("mine"), Path("mine/checkpoints"), Path("new")):
+        folder.mkdir()
+    others = {
+        **{Path(f"mine/{name}"): name for name in ("config.yaml", "movie.partial", "events.out.tfevents.123.other")},
+        **{Path(f"new/{name}"): name for name in ("movie.partial", "events.out.tfevents.123.other")},
+    }
+    for path, text in others.items():
+        path.write_text(text)
+    shutil.copy(LAST, "mine/checkpoints/mine.ckpt")
+    code, _, err = cli("fit", "--ckpt_path=mine/checkpoints/mine.ckpt", LONGER)
+    assert code == 0, err
+    assert load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))["global_step"] == 12
+    assert cli("fit", f"--ckpt_path={LAST}", LONGER, "--run_dir=new")[0] == 0
+    assert {path: path.read_text() for path in others} == others
+
+
+def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, text_file: Path) -> None:
+    """Its checkpoint was read before its folder could be had."""
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    late = job.Job("fit", ["--ckpt_path=last", LONGER])
+    assert cli("fit", "--ckpt_path=last", "--trainer.max_steps=8")[0] == 0
+    before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file() and path.name != ".lock"}
+    try:
+        with pytest.raises(ValueError, match="has just been written anew; give the command again"):
+            late.prepare()
+    finally:
+        late.close()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_with_a_dollar_is_one_folder(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS", "elsewhere")
+    assert cli("fit", *small(text_file), "--run_dir=$RUNS/a")[0] == 0
+    assert [step for step, _ in scalars(Path("$RUNS/a"))["eval/val_loss"]] == [0, 4, 8, 10]
+    assert not Path("elsewhere").exists()
+
+
+def test_a_run_without_its_configuration_is_not_written_over(cli: Run, text_file: Path) -> None:
+    cli("fit", *small(text_file), "--run_dir=run")
+    Path("run/config.yaml").unlink()
+    code, _, err = cli("fit", *small(text_file), "--run_dir=run")
+    assert code == 2
+    assert "run holds a run already" in three_lines(err)
+
+
+def test_a_home_folder_is_one_folder(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path().absolute()))
+    assert cli("fit", *small(text_file, trainer__max_steps=4), "--run_dir=~/run")[0] == 0
+    assert cli("fit", "--run_dir=~/run", "--ckpt_path=last", "--trainer.max_steps=6")[0] == 0
+    assert load(Path("run/checkpoints/last.ckpt"))["global_step"] == 6
+
+
+def test_fault_03_a_damaged_best_is_replaced(cli: Run, text_file: Path) -> None:
+    worse = ["--model.optim.max_lr=0.3", "--model.optim.min_lr=0.3"]
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    BEST.write_bytes(BEST.read_bytes()[:-7])
+    code, out, _ = cli("fit", "--ckpt_path=last", "--trainer.max_steps=8", *worse)
+    assert code == 0
+    assert "best: iter 8" in out
 
 
 def test_fault_14_nothing_left_to_do(cli: Run, text_file: Path) -> None:
@@ -614,6 +704,70 @@ def test_fault_16_code_in_a_checkpoint(cli: Run, text_file: Path, verb: str) -> 
     with contextlib.suppress(Exception):
         torch.load("zipped.ckpt", weights_only=False)
     assert Path("exploded").exists(), "the bomb would not have gone off anyway"
+
+
+def test_fault_16_code_named_in_the_settings_of_a_checkpoint(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are text, but text that names a class makes the command line import its module."""
+    Path("evil.py").write_text("from pathlib import Path\nPath('exploded').touch()\nclass X: ...")
+    monkeypatch.syspath_prepend(str(Path().absolute()))
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    for callbacks in ("callbacks: evil.X", "callbacks: [{class_path: evil.X}]", "callbacks: {class_path: evil.X}"):
+        checkpoint = load(BEST)
+        checkpoint["config"] = checkpoint["config"].replace("callbacks: null", callbacks)
+        assert "evil" in checkpoint["config"]
+        torch.save(checkpoint, "evil.ckpt")
+        code, _, err = cli("fit", "--ckpt_path=evil.ckpt", LONGER)
+        assert code == 2
+        assert "the run had trainer.callbacks with code of its own: give it again" in three_lines(err)
+        assert cli("test", "--ckpt_path=evil.ckpt")[0] == 0
+        assert cli("fit", "--ckpt_path=evil.ckpt", LONGER, "--trainer.callbacks=null")[0] == 0
+    assert not Path("exploded").exists()
+
+
+Spoil = Callable[[dict[str, Any]], Any]
+SPOILT: dict[str, Spoil] = {
+    "a weight that is none": lambda c: c["state_dict"]["gpt.wte.weight"].fill_(float("nan")),
+    "a weight that is no tensor": lambda c: c["state_dict"].update({"gpt.wte.weight": "x"}),
+    "a weight of another shape": lambda c: c["state_dict"].update({"gpt.wte.weight": torch.zeros(3)}),
+    "no network": lambda c: c["hyper_parameters"].clear(),
+    "no text": lambda c: c["corpus"].clear(),
+    "a curve of negative length": lambda c: c["events"].update({"events.out.tfevents.1": -1}),
+    "a step before the first": lambda c: c.update(global_step=-3),
+    "another step": lambda c: c.update(global_step=3),
+    "no schedule": lambda c: c.update(lr_schedulers=[]),
+    "no optimizer": lambda c: c.update(optimizer_states=[None]),
+    "an optimizer of another shape": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3, 3)),
+    "an optimizer of whole numbers": lambda c: c["optimizer_states"][0]["state"][0].update(
+        exp_avg=torch.zeros(27, 16, dtype=torch.int64)
+    ),
+    "no counters": lambda c: c["loops"].clear(),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_fault_03_a_checkpoint_that_was_tampered_with(cli: Run, text_file: Path, what: str) -> None:
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    checkpoint = load(LAST)
+    SPOILT[what](checkpoint)
+    torch.save(checkpoint, "spoilt.ckpt")
+    code, _, err = cli("fit", "--ckpt_path=spoilt.ckpt", LONGER)
+    assert code == 2
+    assert "damaged" in three_lines(err)
+    code, _, err = cli("test", "--ckpt_path=spoilt.ckpt")
+    assert code in (0, 2), "what it lacks may be of no use to a score"
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0"]
+
+
+@pytest.mark.parametrize("config", ["", "[1]", "a: [", "trainer: 3", "trainer: {max_steps: x}", "x: {}\ntrainer: {}"])
+def test_fault_03_settings_in_a_checkpoint_that_are_none(cli: Run, text_file: Path, config: str) -> None:
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    torch.save({**load(LAST), "config": config}, "odd.ckpt")
+    for verb in ("fit", "test"):
+        code, _, err = cli(verb, "--ckpt_path=odd.ckpt")
+        assert code == 2
+        three_lines(err)
 
 
 def test_fault_16_every_load_is_a_safe_one() -> None:

@@ -35,8 +35,9 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_swept(tmp_path: Path) -> None:
-    for name in ("a", f"a{PARTIAL}", "partial"):
+    for name in ("a", f"a{PARTIAL}", f"b{PARTIAL}", "partial"):
         (tmp_path / name).touch()
-    sweep(tmp_path)
-    sweep(tmp_path / "nowhere")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "partial"]
+    (tmp_path / f"c.a{PARTIAL}").mkdir()
+    sweep(tmp_path, "*a")
+    sweep(tmp_path / "nowhere", "*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"b{PARTIAL}", f"c.a{PARTIAL}", "partial"]

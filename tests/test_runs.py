@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import FORKS
-from tinygpt_pl.runs import RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
+from tinygpt_pl.runs import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def make(*names: str) -> None:
     for name in names:
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text(MARK if path.name == "config.yaml" else "")
 
 
 def test_runs_are_numbered() -> None:
@@ -30,6 +30,7 @@ def test_runs_are_numbered() -> None:
 
 def test_last_and_best_are_those_of_the_newest_run() -> None:
     make(*(f"lightning_logs/version_{n}/checkpoints/{name}.ckpt" for n in (9, 10) for name in ("last", "best")))
+    make(*(f"lightning_logs/version_{n}/config.yaml" for n in (9, 10)), "lightning_logs/version_11/.lock")
     assert find_checkpoint("last") == Path("lightning_logs/version_10/checkpoints/last.ckpt")
     assert find_checkpoint("best") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
     nine = Path("lightning_logs/version_9")
@@ -44,7 +45,7 @@ def test_a_missing_checkpoint_is_never_a_start_from_scratch() -> None:
     make("lightning_logs/version_3/config.yaml")
     with pytest.raises(ValueError, match="no best checkpoint in lightning_logs/version_3; give the path of one"):
         find_checkpoint("best")
-    make("lightning_logs/version_2/checkpoints/best.ckpt")
+    make("lightning_logs/version_2/checkpoints/best.ckpt", "lightning_logs/version_2/config.yaml")
     with pytest.raises(ValueError, match="the newest that has one is --run_dir lightning_logs/version_2"):
         find_checkpoint("best")
     with pytest.raises(ValueError, match=r"no checkpoint 'x\.ckpt'"):
@@ -107,7 +108,12 @@ def test_a_curve_goes_back_to_where_it_was() -> None:
     Path("run/events.out.tfevents.1").write_text("abc")
     Path("run/events.out.tfevents.2").write_text("ghijkl")
     Path("run/events.out.tfevents.3").write_text("mno")
+    Path("run/events.out.tfevents.notes").write_text("mine")
+    rewind_events(Path("run"), {"events.out.tfevents.9": 1})
+    assert Path("run/events.out.tfevents.3").exists(), "the sizes are those of another curve"
     rewind_events(Path("run"), sizes)
+    assert Path("run/events.out.tfevents.notes").read_text() == "mine"
+    Path("run/events.out.tfevents.notes").unlink()
     left = {path.name: path.read_text() for path in Path("run").glob("events*")}
     assert left == {"events.out.tfevents.1": "abc", "events.out.tfevents.2": "gh"}
     assert Path("run/config.yaml").exists()

@@ -2,6 +2,9 @@
 
 import sys
 
-from tinygpt_pl.cli import main
+try:
+    from tinygpt_pl.cli import main
 
-sys.exit(main())
+    sys.exit(main())
+except KeyboardInterrupt:  # before there is anything to save, while the libraries are imported for instance
+    sys.exit(130)

@@ -16,7 +16,7 @@ from tinygpt_pl.diagnosis import check_evaluation, check_start
 from tinygpt_pl.files import replacing
 from tinygpt_pl.gpt import INIT_STD
 from tinygpt_pl.module import TinyGPT
-from tinygpt_pl.runs import EVENTS, event_sizes
+from tinygpt_pl.runs import event_sizes
 
 
 class Evaluation(Callback):
@@ -99,20 +99,25 @@ def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 class RunRecord(Callback):
     """Keeps the run's configuration in its folder and its curve, and what a run that goes on has to match."""
 
-    def __init__(self, run_dir: Path, config: str, data: TextDataModule) -> None:
-        self.run_dir, self.config, self.data = run_dir, config, data
-        self.before = ""
+    def __init__(self, run_dir: Path, config: str, data: TextDataModule, before: str = "") -> None:
+        """Write nothing yet.
+
+        Args:
+            run_dir: the folder of the run.
+            config: its settings, as YAML.
+            data: the text, set up.
+            before: the settings that the curve in this folder has noted already.
+        """
+        self.run_dir, self.config, self.data, self.before = run_dir, config, data, before
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what the curve has noted already, and set Lightning's counters to a boundary between steps.
+        """Set Lightning's counters to a boundary between steps.
 
         A checkpoint is always of such a boundary, wherever in Lightning's loops it was saved; and it may be divided
         into other micro-batches from here on.
         """
-        if list(self.run_dir.glob(EVENTS)):
-            self.before = checkpoint["config"]
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         done = dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches)
         none = dict.fromkeys(done, 0)

@@ -1,7 +1,7 @@
 """How a checkpoint is written, whole or not at all, and read: as data, never as code."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ OURS: dict[str, type] = {
     "events": dict,  # length of each file of the curve, in bytes
 }
 """What every checkpoint of a run holds, with its type; the rest is Lightning's."""
+
+SETTINGS: dict[str, type] = {"gpt": dict, "optim": dict, "tokenizer": dict}
+TEXT: dict[str, type] = {"name": str, "sha256": str}
+"""The same of its hyper_parameters and its corpus."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -64,22 +68,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise DamagedCheckpoint(f"{path} is damaged: the check sum of {damaged} does not fit")
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except DamagedCheckpoint:
+        except (DamagedCheckpoint, MemoryError):
             raise
         except Exception:  # these readers trip over bytes that are no checkpoint in any way they like
             raise DamagedCheckpoint(f"{path} is damaged or no checkpoint") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "config"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
     version = checkpoint.get("format", 0)
-    if version != FORMAT:
+    if not isinstance(version, int) or version != FORMAT:
         raise ValueError(
             f"{path} has format {version}, but this version of tinygpt_pl reads format {FORMAT} alone; "
             "use the version that wrote it"
         )
-    for name, kind in OURS.items():
-        if not isinstance(checkpoint.get(name), kind):
-            raise DamagedCheckpoint(f"{path} is damaged: its {name} is no {kind.__name__}")
+    for where, kinds in ((), OURS), (("hyper_parameters",), SETTINGS), (("corpus",), TEXT):
+        _check_types(path, where, kinds, checkpoint)
+    _check_types(path, ("state_dict",), dict.fromkeys(checkpoint["state_dict"], Tensor), checkpoint)
+    _check_types(path, ("events",), dict.fromkeys(checkpoint["events"], int), checkpoint)
+    if min([checkpoint["global_step"], *checkpoint["events"].values()]) < 0:
+        raise DamagedCheckpoint(f"{path} is damaged: it counts less than nothing")
     return checkpoint
+
+
+def _check_types(path: Path, where: tuple[str, ...], kinds: Mapping[str, type], checkpoint: dict[str, Any]) -> None:
+    found = checkpoint[where[0]] if where else checkpoint
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
+            raise DamagedCheckpoint(f"{path} is damaged: its {'.'.join((*where, str(name)))} is no {kind.__name__}")
 
 
 def iteration_of(path: Path) -> int:
@@ -104,11 +118,11 @@ def check_same_network(checkpoint: Mapping[str, Any], gpt: Mapping[str, Any], ch
     """
     stored = checkpoint["hyper_parameters"]
     differences = [
-        f"{name} is {stored['gpt'][name]} in the checkpoint and {value} here"
+        f"{name} is {stored['gpt'].get(name)} in the checkpoint and {value} here"
         for name, value in gpt.items()
-        if name != "dropout" and stored["gpt"][name] != value
+        if name != "dropout" and stored["gpt"].get(name) != value
     ]
-    if not differences and stored["tokenizer"]["characters"] != characters:
+    if not differences and stored["tokenizer"].get("characters") != characters:
         differences = ["the checkpoint was trained on a text with other characters"]
     if differences:
         raise ValueError("the checkpoint does not fit: " + "; ".join(differences))
@@ -118,11 +132,40 @@ def check_weights(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> 
     """Compare the names and shapes of a checkpoint's weights with those of the network that is to take them.
 
     Raises:
-        DamagedCheckpoint: naming the first that differs.
+        DamagedCheckpoint: naming the first that differs, or holds something that is no number.
     """
-    for name in sorted(stored.keys() | fresh.keys()):
+    for name in sorted(stored.keys() | fresh.keys(), key=str):
         shapes = [list(weights[name].shape) if name in weights else None for weights in (stored, fresh)]
         if shapes[0] != shapes[1]:
             raise DamagedCheckpoint(
                 f"the checkpoint is damaged: {name} has shape {shapes[0]} in it and {shapes[1]} in the network"
             )
+        if not (stored[name].is_floating_point() and stored[name].isfinite().all()):
+            raise DamagedCheckpoint(f"the checkpoint is damaged: {name} holds something that is no number")
+
+
+def check_training_state(checkpoint: Mapping[str, Any], shapes: Sequence[torch.Size]) -> None:
+    """See that what a checkpoint holds besides the weights is of the same step, and of their shapes.
+
+    A fused optimizer would read beyond the end of a state that is too small.
+
+    Args:
+        checkpoint: as it was read.
+        shapes: of the parameters, in the optimizer's order.
+
+    Raises:
+        DamagedCheckpoint: if it is not.
+    """
+    counter = "epoch_loop.automatic_optimization.optim_progress"
+    try:
+        (optimizer,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        steps = checkpoint["loops"]["fit_loop"][counter]["optimizer"]["step"]["total"]["completed"]
+        sound = bool(steps == schedule["last_epoch"] == checkpoint["global_step"])
+        for index, shape in enumerate(shapes if sound and steps else ()):
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = optimizer["state"][index][name]
+                sound = sound and moment.shape == shape and moment.is_floating_point() and bool(moment.isfinite().all())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise DamagedCheckpoint("the checkpoint is damaged: its optimizer, schedule and counters do not fit together")

@@ -1,10 +1,14 @@
 """The command line: which command, and how its end is told."""
 
 import logging
+import shlex
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.checkpoint import newest_sound
 from tinygpt_pl.diagnosis import Unhealthy
@@ -59,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
         fail(f"no command {verb!r}: it has to be one of {', '.join(VERBS)}")
         return 2
     quieten()
-    job = None
+    job: Job | None = None
     try:
         job = Job(verb, options)
         job.prepare()
@@ -81,9 +85,9 @@ def run(job: Job) -> int:
     try:
         getattr(job, job.verb)()
     except Interrupted as stop:
-        code, message = 128 + stop.signum, f"{stop}; go on with: {PROG} fit --ckpt_path {stop.path}"
+        code, message = 128 + stop.signum, f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}"
     except Unhealthy as error:
-        return tell(job, str(error), sound_state(job))
+        return tell(job, str(error), sound_state(job), shared=True)
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, OSError):
             return tell(job, str(error), sound_state(job))
@@ -91,27 +95,34 @@ def run(job: Job) -> int:
             advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
             return tell(job, f"out of memory with {job.data.batch_size} windows at a time; {advice}", sound_state(job))
         raise
+    except MisconfigurationException as error:  # of a callback of the user's, most likely
+        return tell(job, str(error), shared=True)
     except SystemExit:  # Lightning's end of what a signal stopped; its own code says nothing of the kind
         return 143 if job.trainer.received_sigterm else 130
+    except KeyboardInterrupt:
+        return 130
     if job.files.failures:
         unwritten = "; ".join(f"{path} ({reason})" for path, reason in job.files.failures.items())
         return tell(job, f"could not be written: {unwritten}", sound_state(job))
     if message and job.trainer.is_global_zero:
-        print(message, file=sys.stderr)
+        with suppress(OSError):  # whoever read it may have gone by the same signal
+            print(message, file=sys.stderr)
     return code
 
 
-def tell(job: Job, message: str, hint: str = "") -> int:
-    """Say on the first process why a run failed; gives the exit code."""
+def tell(job: Job, message: str, hint: str = "", *, shared: bool = False) -> int:
+    """Say why a run failed, what all processes share on the first alone; gives the exit code."""
     if job.trainer.is_global_zero:
         fail(message, hint)
+    elif not shared:
+        fail(f"process {job.trainer.global_rank}: {message}", hint)
     return 1
 
 
 def sound_state(job: Job) -> str:
     """Where a run that failed can be taken up again."""
     sound = newest_sound(job.run_dir / "checkpoints") if job.run_dir else None
-    return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {sound[1]}" if sound else ""
+    return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {shlex.quote(str(sound[1]))}" if sound else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

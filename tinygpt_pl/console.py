@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from tinygpt_pl.checkpoint import read_checkpoint
+from tinygpt_pl.checkpoint import iteration_of, read_checkpoint
 from tinygpt_pl.data import Batch, TextDataModule
 from tinygpt_pl.diagnosis import expected_start
 from tinygpt_pl.module import TinyGPT
@@ -74,7 +74,7 @@ class Table(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the best checkpoint is and how good, by what that file itself holds."""
         path = checkpoint_path(self.run_dir, "best")
-        if trainer.is_global_zero and path.is_file():
+        if trainer.is_global_zero and iteration_of(path) >= 0:
             checkpoint = read_checkpoint(path)
             loss = checkpoint["val_loss"]
             say(
@@ -189,7 +189,7 @@ class StepProgressBar(ProgressBar):
         """Show the present state, if it is time to: reading the loss waits for the device."""
         if self.bar is None or not (now or time.monotonic() - self.redrawn >= self.interval):
             return
-        self.bar.n = trainer.global_step
+        self.bar.n, self.bar.total = trainer.global_step, trainer.max_steps
         self.bar.set_description_str(f"{doing} ", refresh=False)
         if self.loss is not None:
             left = tqdm.format_interval(self._seconds_left(trainer))

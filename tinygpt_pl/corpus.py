@@ -49,7 +49,7 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None)
             if offline_corpus is None:
                 raise
             return load_corpus(offline_corpus, cache_dir)
-    path = Path(corpus).expanduser()
+    path = Path(os.path.expanduser(corpus))
     if path.is_dir():
         raise ValueError(f"corpus {corpus!r} is a folder; it has to be a text file or one of {', '.join(CORPORA)}")
     if not path.exists():

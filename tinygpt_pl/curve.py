@@ -42,7 +42,17 @@ class EventLogger(TensorBoardLogger):
             purge_step: the optimizer step from which on a TensorBoard that is open is to forget what it has read.
         """
         super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
-        self.broken = False
+        self.run_dir, self.broken = run_dir, False
+
+    @property
+    def root_dir(self) -> str:
+        """The folder itself; Lightning's own would be another one where its name has a $."""
+        return str(self.run_dir)
+
+    @property
+    def log_dir(self) -> str:
+        """The same."""
+        return str(self.run_dir)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write a row."""
@@ -79,7 +89,7 @@ class Curve(Callback):
     """Writes the loss curve at the true optimizer step.
 
     A row at x speaks of the network after x steps: its evaluation, the loss of its next batch, the gradient norm and
-    learning rate of its next step. Nothing is read from the device between rows.
+    learning rate of its next step. Nothing more is read from the device between rows.
     """
 
     def __init__(self, log_every_n_steps: int = 10) -> None:

@@ -6,6 +6,7 @@ is divided into, nor on how often the run was stopped. There are no epochs.
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -146,7 +147,7 @@ class TextDataModule(pl.LightningDataModule):
         self.corpus, self.offline_corpus = corpus, offline_corpus
         self.block_size, self.batch_size, self.eval_iters = block_size, batch_size, eval_iters
         self.val_fraction, self.seed = val_fraction, seed
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else default_cache_dir()
         self.splits: dict[str, Tensor] = {}
 
     def setup(self, stage: str | None = None) -> None:

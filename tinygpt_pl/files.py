@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,13 +38,13 @@ def _flush_folder(folder: Path) -> None:
     """Make a renaming outlast a loss of power, where the system lets folders be opened."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        with suppress(OSError):  # not every file system can; the file itself is in its place
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what a process that was killed had not finished; its owner alone may do so."""
-    for partial in folder.glob(f"*{PARTIAL}"):
-        partial.unlink()
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete what a process that was killed had not finished of these files; their owner alone may do so."""
+    for partial in folder.glob(pattern + PARTIAL):
+        if partial.is_file():
+            partial.unlink()

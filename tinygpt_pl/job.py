@@ -18,6 +18,7 @@ from tinygpt_pl.callbacks import Evaluation, RunRecord, StepSeed
 from tinygpt_pl.checkpoint import (
     DamagedCheckpoint,
     check_same_network,
+    check_training_state,
     check_weights,
     iteration_of,
     newest_sound,
@@ -28,14 +29,15 @@ from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig, parameter_count
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.options import build_parser, check_values
-from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows
-from tinygpt_pl.runs import RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
+from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows, plain_settings
+from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
 
 
 class Job:
-    """A command: its settings, checked against each other, the text and the checkpoint. It touches nothing yet."""
+    """A command: its settings, checked against each other, the text and the checkpoint. No run is touched yet."""
 
     def __init__(self, verb: str, args: Sequence[str]) -> None:
         self.verb, self.parser = verb, build_parser(verb)
@@ -52,58 +54,68 @@ class Job:
         self.notes: list[str] = []
         self.files = CheckpointFiles()
         self.folder: RunFolder | None = None
-        if verb == "fit":
-            self.run_dir = self._place()
-            if self.checkpoint:
-                self._check_resume(self.checkpoint)
+        self.run_dir = self._place() if verb == "fit" else None
+        if self.checkpoint and verb == "fit":
+            check_iteration(self.iteration, self.config.trainer.max_steps)
+            check_lasting(self.checkpoint, self.before, self.config, self.data)
+            self.notes += changes(self.iteration, self.before, self.config)
 
     def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
         """Parse the words; with a checkpoint, its own configuration is what they and their files stand on."""
         config, checkpoint = self.parser.parse_args(args), None
+        self.given_dir = Path(os.path.expanduser(config.run_dir)) if config.run_dir else None
         self.ckpt_path: Path | None = None
         if config.ckpt_path is not None:
-            self.ckpt_path = find_checkpoint(config.ckpt_path, Path(config.run_dir) if config.run_dir else None)
-            try:
-                checkpoint = read_checkpoint(self.ckpt_path)
-            except DamagedCheckpoint as error:
-                sound = newest_sound(self.ckpt_path.parent)
-                way_out = f"; the newest sound one beside it is {sound[1]}, of iteration {sound[0]}" if sound else ""
-                raise ValueError(f"{error}{way_out}") from None
-            config = self.parser.parse_args(args, namespace=self.parser.parse_string(checkpoint["config"]))
+            self.ckpt_path = find_checkpoint(config.ckpt_path, self.given_dir)
+            self.written = self.ckpt_path.stat().st_mtime_ns
+            checkpoint = self._read(self.ckpt_path)
+            settings, held = plain_settings(checkpoint["config"])
+            self.before = self.parser.parse_object(settings)
+            config = self.parser.parse_args(args, namespace=self.before.clone())
+            for name in held if self.verb == "fit" else ():
+                if config[name] == self.before[name] and not any(word.startswith(f"--{name}") for word in args):
+                    raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
         check_values(self.parser, config)
         self.config = config
         return checkpoint
 
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            return read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            sound = newest_sound(path.parent)
+            way_out = f"; the newest sound one beside it is {sound[1]}, of iteration {sound[0]}" if sound else ""
+            raise ValueError(f"{error}{way_out}") from None
+
     def _place(self) -> Path | None:
         """The folder of the run; None stands for a new one. No run is written over, and none loses what it has."""
-        given = Path(self.config.run_dir).expanduser() if self.config.run_dir else None
-        own = run_of(self.ckpt_path) if self.ckpt_path else None
+        given, own = self.given_dir, run_of(self.ckpt_path) if self.ckpt_path else None
         if self.ckpt_path and own and (given is None or given.resolve() == own.resolve()):
             last = checkpoint_path(own, "last")
-            reached = iteration_of(last)
-            if self.ckpt_path.name == last.name or reached <= self.iteration:
+            if self.ckpt_path.name == last.name or (reached := iteration_of(last)) <= self.iteration:
                 return own
             beyond = f"{own} has gone on from {self.ckpt_path} (iteration {self.iteration}) to iteration {reached}"
             if given:
                 raise ValueError(f"{beyond}; go on with --ckpt_path {last}, or give another --run_dir")
             self.notes.append(f"NOTE: {beyond}: this is a new run that starts there")
-        elif given and (given / "config.yaml").exists():
+        elif given and ((given / "config.yaml").exists() or any(given.glob("checkpoints/*.ckpt"))):
             last = checkpoint_path(given, "last")
             way_out = f"go on with --ckpt_path {last}" if last.exists() else "it has no checkpoint yet: delete it"
             raise ValueError(f"{given} holds a run already; {way_out}, or give another --run_dir")
         return given
-
-    def _check_resume(self, checkpoint: dict[str, Any]) -> None:
-        before = self.parser.parse_string(checkpoint["config"])
-        check_iteration(self.iteration, self.config.trainer.max_steps)
-        check_lasting(checkpoint, before, self.config, self.data)
-        self.notes += changes(self.iteration, before, self.config)
 
     @property
     def finished(self) -> bool:
         """Whether all steps have been taken and evaluated."""
         done = self.checkpoint["evaluated"] if self.checkpoint else -1
         return self.verb == "fit" and bool(done == self.config.trainer.max_steps)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on in the folder of its checkpoint."""
+        own = run_of(self.ckpt_path) if self.ckpt_path else None
+        return own is not None and self.run_dir is not None and own.resolve() == self.run_dir.resolve()
 
     def prepare(self) -> None:
         """Take hold of the run's folder, and build the network and the Trainer.
@@ -114,16 +126,22 @@ class Job:
         """
         if self.finished:
             return
-        if self.verb == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
+        if self.verb == "fit" and is_first_process():
             self.folder = RunFolder(self.run_dir)
             self.run_dir = self.folder.path
+            if self.ckpt_path and self.ckpt_path.stat().st_mtime_ns != self.written:
+                raise ValueError(f"{self.ckpt_path} has just been written anew; give the command again")
         pl.seed_everything(self.config.seed_everything, verbose=False)
         self.model = TinyGPT(self.gpt, self.settings.model.optim, self.data.tokenizer)
         if self.checkpoint:
             check_weights(self.checkpoint["state_dict"], self.model.state_dict())
         if self.verb == "fit":
             self.trainer = self._fit_trainer(self.run_dir or new_run_dir())
+            # Weights and optimizer are then loaded as they were saved, with no rounding on the way.
+            self.trainer.precision_plugin.convert_module(self.model)
             if self.checkpoint:
+                groups = decay_groups(self.model.gpt, 0.0)
+                check_training_state(self.checkpoint, [p.shape for group in groups for p in group["params"]])
                 check_windows(self.checkpoint["windows_per_step"], self.data.windows_per_step(self.trainer))
         else:
             assert self.checkpoint
@@ -132,6 +150,8 @@ class Job:
             windows = math.ceil((len(self.data.splits["val"]) - 1) / self.gpt.block_size)
             if windows < self.trainer.world_size:
                 raise ValueError(f"the val split has {windows} windows, too few for {self.trainer.world_size} devices")
+        for large in ("state_dict", "optimizer_states"):
+            (self.checkpoint or {}).pop(large, None)
 
     def close(self) -> None:
         """Let go of the run's folder."""
@@ -140,12 +160,13 @@ class Job:
 
     def _fit_trainer(self, run_dir: Path) -> pl.Trainer:
         options = dict(self.settings.trainer)
+        before = self.checkpoint["config"] if self.checkpoint and self.goes_on else ""
         if options["logger"] in (None, True):
             options["logger"] = EventLogger(run_dir, purge_step=self.iteration + 1 if self.checkpoint else None)
         interval, signals = self.config.eval_interval, StopSignals()
         callbacks: list[Callback] = [
             signals,
-            RunRecord(run_dir, self._record(), self.data),
+            RunRecord(run_dir, self._record(), self.data, before),
             Table(run_dir, self.data, self.notes),
             LongRunNotice(interval, "--config configs/cpu.yaml takes minutes"),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
@@ -188,14 +209,14 @@ class Job:
             record.pop(name, None)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
-        return f"# tinygpt_pl {version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
+        return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
 
     def fit(self) -> None:
         """Train."""
         if self.finished:
             print(f"nothing to do: iteration {self.iteration} is reached; a larger --trainer.max_steps goes on")
             return
-        if self.checkpoint and self.folder:
+        if self.checkpoint and self.folder and self.goes_on:
             rewind_events(self.folder.path, self.checkpoint["events"])
         self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path, weights_only=True)
 
@@ -218,6 +239,12 @@ class Job:
             f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
             f"| average probability {math.exp(-nats):.4f}",
         )
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of a job's processes that owns its folder; asked before there is a Trainer to know."""
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"  # as Lightning's LightningEnvironment
+    return node == "0" and getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_memory(gpt: GPTConfig) -> None:

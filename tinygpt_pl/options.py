@@ -119,3 +119,6 @@ def check_values(parser: Parser, config: Namespace) -> None:
     for name, least in LOWEST.items():
         if config[name] is not None and not config[name] >= least:
             raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
+    strategy = str(config.trainer.strategy)
+    if any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise ValueError(f"trainer.strategy {strategy} keeps a run's end from its beginner; use ddp")

@@ -1,8 +1,10 @@
 """What a run that goes on may change, and what it may not."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from tinygpt_pl.data import TextDataModule
@@ -65,6 +67,28 @@ def _changed(name: str, old: object, new: object) -> ValueError:
         f"{name} has to stay {old} in a run that goes on, got {new}; give another --run_dir without --ckpt_path for a "
         "new run"
     )
+
+
+PLAIN = re.compile(r"[\w-]*")
+"""Text that names no class: without a dot."""
+
+
+def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings in a checkpoint's YAML, but for those of the Trainer that would import code, and their names.
+
+    Raises:
+        ValueError: if it is no YAML of settings.
+    """
+    try:
+        tree = yaml.safe_load(config)
+        trainer = tree["trainer"]
+        held = [name for name, value in trainer.items() if isinstance(value, str) and not PLAIN.fullmatch(value)]
+        held += [name for name, value in trainer.items() if isinstance(value, dict | list) and name != "devices"]
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
+    tree = {name: value for name, value in tree.items() if name not in PLACES}
+    tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
+    return tree, [f"trainer.{name}" for name in held]
 
 
 def changes(it: int, before: Namespace, config: Namespace) -> list[str]:

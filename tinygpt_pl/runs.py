@@ -13,13 +13,22 @@ from tinygpt_pl.files import sweep
 LOGS = Path("lightning_logs")
 """Where runs are kept that are given no other folder."""
 
-EVENTS = "events.out.tfevents.*"
+EVENTS = "events.out.tfevents.[0-9]*"
 """TensorBoard's files."""
+
+MARK = "# tinygpt_pl "
+"""What a run's config.yaml begins with."""
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:
     """The `last` or `best` checkpoint of a run, whether there is one or not."""
     return run_dir / "checkpoints" / f"{name}.ckpt"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    config = folder / "config.yaml"
+    return config.is_file() and config.read_bytes().startswith(MARK.encode())
 
 
 def _versions() -> list[tuple[int, Path]]:
@@ -36,7 +45,7 @@ def new_run_dir() -> Path:
 def run_of(path: Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None for a file that was moved out of one."""
     folder = path.absolute().parent
-    return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" else None
+    return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" and is_run(folder.parent) else None
 
 
 def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
@@ -50,11 +59,11 @@ def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
         ValueError: if there is no such checkpoint.
     """
     if ckpt_path not in ("last", "best"):
-        path = Path(ckpt_path).expanduser()
+        path = Path(os.path.expanduser(ckpt_path))
         if not path.is_file():
             raise ValueError(f"no checkpoint {ckpt_path!r}: it has to be last, best or the path of a file")
         return path
-    versions = _versions()
+    versions = [(number, version) for number, version in _versions() if is_run(version)]
     if run_dir is None and not versions:
         raise ValueError(f"no {ckpt_path} checkpoint: there is no run in {LOGS.resolve()}; fit makes one")
     run = run_dir or versions[-1][1]
@@ -83,7 +92,7 @@ class RunFolder:
         lock = self.path / ".lock"
         self._lock = FileLock(lock, timeout=0)
         try:
-            holder = lock.read_text() if lock.exists() else ""
+            holder = lock.read_text(errors="replace") if lock.exists() else ""
             self._lock.acquire()
         except Timeout:
             raise ValueError(
@@ -93,8 +102,8 @@ class RunFolder:
             self._remove_empty()
             raise
         lock.write_text(str(os.getpid()))
-        for folder in (self.path, self.path / "checkpoints"):
-            sweep(folder)
+        for folder, pattern in ((self.path, "config.yaml"), (self.path / "checkpoints", "*.ckpt")):
+            sweep(folder, pattern)
             if folder.exists() and not os.access(folder, os.W_OK):
                 raise PermissionError(f"{folder} cannot be written to; give another --run_dir")
 
@@ -113,22 +122,22 @@ class RunFolder:
 
     def release(self) -> None:
         """Let go of the folder; one that nothing was written into goes too."""
-        self._lock.release()
         self._remove_empty()
+        self._lock.release()
 
     def _remove_empty(self) -> None:
-        if self._made and {entry.name for entry in self.path.iterdir()} <= {".lock"}:
-            (self.path / ".lock").unlink(missing_ok=True)
-            for folder in self._made:
-                with suppress(OSError):  # something else is in it by now
+        with suppress(OSError):  # gone already, or something is in it by now
+            if self._made and {entry.name for entry in self.path.iterdir()} <= {".lock"}:
+                (self.path / ".lock").unlink(missing_ok=True)
+                for folder in self._made:
                     folder.rmdir()
 
 
 def event_sizes(run_dir: Path) -> dict[str, int]:
-    """Name and length in bytes of each file of the curve, after bringing them to the disk."""
+    """Name and length in bytes of each file of the curve, after bringing them to the disk if that can be done."""
     sizes = {}
     for path in sorted(run_dir.glob(EVENTS)):
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             os.fsync(file.fileno())
         sizes[path.name] = path.stat().st_size
     return sizes
@@ -136,7 +145,10 @@ def event_sizes(run_dir: Path) -> dict[str, int]:
 
 def rewind_events(run_dir: Path, sizes: Mapping[str, int]) -> None:
     """Take from the curve what was written after its files had these sizes: the run will write it again."""
-    for path in run_dir.glob(EVENTS):
+    found = list(run_dir.glob(EVENTS))
+    if sizes.keys().isdisjoint(path.name for path in found):
+        return  # another run's curve, or one that was logged elsewhere until now
+    for path in found:
         if path.name in sizes:
             os.truncate(path, min(path.stat().st_size, sizes[path.name]))
         else:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
 
-from tinygpt_pl.checkpoint import read_checkpoint, write_checkpoint
+from tinygpt_pl.checkpoint import iteration_of, read_checkpoint, write_checkpoint
 from tinygpt_pl.console import warn
 from tinygpt_pl.data import Batch
 from tinygpt_pl.runs import checkpoint_path
@@ -77,7 +78,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Go on from a checkpoint; Lightning forgets the best score where the folder has another name than before."""
         here = Path(str(self.dirpath))
         best = here / Path(state_dict["best_model_path"]).name
-        if best.is_file():  # not so in a new folder, whose best is yet to come
+        if iteration_of(best) >= 0:  # not so in a new folder, whose best is yet to come
             scores = {str(best): score for score in state_dict["best_k_models"].values()}
             paths = {"dirpath": str(here), "best_model_path": str(best), "kth_best_model_path": str(best)}
             super().load_state_dict({**state_dict, **paths, "best_k_models": scores})
@@ -110,7 +111,8 @@ class StopSignals(Callback):
         if self.received:
             os._exit(128 + signum)
         self.received = signum
-        os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
+        with suppress(OSError):  # whoever read it may have gone by the same signal
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
 
 
 class LastCheckpoint(Checkpoint):
