@@ -555,7 +555,8 @@ def test_a_new_end_moves_the_schedule_and_says_so(cli: Run, text_file: Path) -> 
     cli("fit", *small(text_file, trainer__max_steps=4))
     code, out, _ = cli("fit", "--ckpt_path=last", LONGER)
     assert code == 0
-    assert out.splitlines()[:2] == [
+    assert out.splitlines()[:3] == [
+        f"going on from iteration 4 of {LAST}",
         "changed: trainer.max_steps 4 -> 12",
         "changed: the learning rate of the next step 1.00e-03 -> 9.14e-03",
     ]

@@ -58,6 +58,7 @@ class Job:
         if self.checkpoint and verb == "fit":
             check_iteration(self.iteration, self.config.trainer.max_steps)
             check_lasting(self.checkpoint, self.before, self.config, self.data)
+            self.notes.append(f"going on from iteration {self.iteration} of {self.ckpt_path}")
             self.notes += changes(self.iteration, self.before, self.config)
 
     def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
