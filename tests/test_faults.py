@@ -796,7 +796,7 @@ class Spoiled(TinyGPT):
             spoiled = loss * self.value
             self.step_loss = self.step_loss + spoiled.detach()
             return spoiled
-        self.gpt.ln_f.weight.register_hook(lambda gradient: gradient * self.value)  # type: ignore[no-untyped-call]
+        self.gpt.ln_f.weight.register_hook(lambda gradient: gradient * self.value)  # type: ignore[no-untyped-call]  # torch's gap
         return loss
 
 

@@ -64,7 +64,9 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
     return tree
 
 
-def try_changes(cli: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, examples: int) -> None:
+def assert_understood_or_refused(
+    cli: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, examples: int
+) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TINYGPT_CACHE", str(cache))
     monkeypatch.setattr(command_line, "run", lambda job: 0)  # everything but the training itself
@@ -94,7 +96,7 @@ def try_changes(cli: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, folder: 
 def test_fault_25_sixty_changes_to_the_configuration(
     cli: Run, shakespeare_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    try_changes(cli, shakespeare_cache, monkeypatch, tmp_path, 60)
+    assert_understood_or_refused(cli, shakespeare_cache, monkeypatch, tmp_path, 60)
 
 
 @pytest.mark.slow
@@ -104,4 +106,4 @@ def test_fault_25_sixty_changes_to_the_configuration(
 def test_fault_25_a_thousand_changes_to_the_configuration(
     cli: Run, shakespeare_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    try_changes(cli, shakespeare_cache, monkeypatch, tmp_path, 1000)
+    assert_understood_or_refused(cli, shakespeare_cache, monkeypatch, tmp_path, 1000)

@@ -26,7 +26,7 @@ def inode(path: Path) -> int:
     return path.stat().st_ino if path.exists() else 0
 
 
-def kill_often(text_file: Path, folder: Path, kills: int) -> None:
+def assert_kills_leave_no_trace(text_file: Path, folder: Path, kills: int) -> None:
     options = small(text_file, **LONG)
     finish(start(["--help"], folder), folder)  # the first fork waits for the imports
     began = time.monotonic()
@@ -73,10 +73,10 @@ def kill_often(text_file: Path, folder: Path, kills: int) -> None:
 
 
 def test_fault_01_and_10_ten_kills_leave_no_trace(text_file: Path, tmp_path: Path) -> None:
-    kill_often(text_file, tmp_path, 10)
+    assert_kills_leave_no_trace(text_file, tmp_path, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_fault_01_and_10_a_hundred_kills_leave_no_trace(text_file: Path, tmp_path: Path) -> None:
-    kill_often(text_file, tmp_path, 100)
+    assert_kills_leave_no_trace(text_file, tmp_path, 100)

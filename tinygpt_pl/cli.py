@@ -88,13 +88,13 @@ def run(job: Job) -> int:
         code, message = 128 + stop.signum, f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}"
     except Unhealthy as error:
         return tell(job, str(error), sound_state(job), shared=True)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError):
-            return tell(job, str(error), sound_state(job))
-        if out_of_memory(error):
-            advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
-            return tell(job, f"out of memory with {job.data.batch_size} windows at a time; {advice}", sound_state(job))
-        raise
+    except OSError as error:
+        return tell(job, str(error), sound_state(job))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
+        return tell(job, f"out of memory with {job.data.batch_size} windows at a time; {advice}", sound_state(job))
     except MisconfigurationException as error:  # of a callback of the user's, most likely
         return tell(job, str(error), shared=True)
     except SystemExit:  # Lightning's end of what a signal stopped; its own code says nothing of the kind

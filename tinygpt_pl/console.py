@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from tinygpt_pl.checkpoint import iteration_of, read_checkpoint
+from tinygpt_pl.checkpoint import read_checkpoint
 from tinygpt_pl.data import Batch, TextDataModule
 from tinygpt_pl.diagnosis import expected_start
 from tinygpt_pl.module import TinyGPT
@@ -73,9 +74,11 @@ class Table(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the best checkpoint is and how good, by what that file itself holds."""
-        path = checkpoint_path(self.run_dir, "best")
-        if trainer.is_global_zero and iteration_of(path) >= 0:
-            checkpoint = read_checkpoint(path)
+        path, checkpoint = checkpoint_path(self.run_dir, "best"), None
+        if trainer.is_global_zero:
+            with suppress(ValueError, OSError):  # none was saved, or it is damaged
+                checkpoint = read_checkpoint(path)
+        if checkpoint:
             loss = checkpoint["val_loss"]
             say(
                 trainer,

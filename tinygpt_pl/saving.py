@@ -146,10 +146,7 @@ class LastCheckpoint(Checkpoint):
         """At the end of an optimizer step, save if it is time to, and stop if a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        wish = self._agree(trainer, self.signals.received or int(time.monotonic() >= self.due))
-        if wish:
-            self._save(trainer)
-        self._stop(trainer, wish)
+        self._heed(trainer, self.signals.received or int(time.monotonic() >= self.due))
 
     def on_validation_batch_end(
         self,
@@ -161,23 +158,18 @@ class LastCheckpoint(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop in the middle of an evaluation if a signal came; the run that goes on begins with it."""
-        wish = self._agree(trainer, self.signals.received)
+        self._heed(trainer, self.signals.received)
+
+    def _heed(self, trainer: pl.Trainer, wish: int) -> None:
+        """Do the most that any process wishes: nothing (0), save (1), or save and stop (a signal's number)."""
+        if trainer.world_size > 1:
+            tensor = torch.tensor(float(wish), device=trainer.strategy.root_device)
+            wish = int(trainer.strategy.reduce(tensor, reduce_op="max"))
         if wish:
             self._save(trainer)
-        self._stop(trainer, wish)
-
-    @staticmethod
-    def _agree(trainer: pl.Trainer, wish: int) -> int:
-        """The greatest wish of all processes: 0 for nothing, 1 for a save, or a signal's number."""
-        if trainer.world_size == 1:
-            return wish
-        tensor = torch.tensor(float(wish), device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(tensor, reduce_op="max"))
+        if wish > 1:
+            raise Interrupted(wish, trainer.global_step, self.path)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self.due = time.monotonic() + self.seconds
-
-    def _stop(self, trainer: pl.Trainer, wish: int) -> None:
-        if wish > 1:
-            raise Interrupted(wish, trainer.global_step, self.path)
