@@ -36,7 +36,7 @@ def test_without_a_configuration_the_recipe_is_what_runs() -> None:
     base, bare = parse("base.yaml"), parse()
     for config in (base, bare):
         del config["config"]
-        config.trainer.accelerator = config.trainer.precision = None  # auto and 32-true are what Lightning takes
+        config.trainer.accelerator = None  # auto is what Lightning takes
     assert base == bare
 
 
@@ -50,6 +50,13 @@ def test_two_devices_keep_the_windows_of_a_step() -> None:
     config = parse("base.yaml", "ddp.yaml")
     assert config.data.batch_size * config.trainer.devices == 64
     assert config.trainer.strategy == "ddp"
+
+
+def test_fast_changes_how_and_not_what() -> None:
+    base, fast = parse("base.yaml"), parse("base.yaml", "fast.yaml")
+    changed = {name for name in base.keys() if base.get(name) != fast.get(name)} - {"config"}  # noqa: SIM118  # a Namespace
+    assert changed == {"compile", "data.eval_coverage", "trainer.precision", "trainer.log_every_n_steps"}
+    assert (fast.compile, fast.data.eval_coverage, fast.trainer.precision) == ("auto", "full", "auto")
 
 
 def test_cpu_has_the_size_of_nanogpt_on_a_laptop() -> None:

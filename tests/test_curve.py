@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.reference import CLIP, GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import scalars
-from tinygpt_pl.curve import Curve, EventLogger, matmul_flops
+from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import Batch
+from tinygpt_pl.machine import matmul_flops
 from tinygpt_pl.module import TinyGPT
 
 

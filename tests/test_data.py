@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from tinygpt_pl.data import STREAMS, FixedWindows, TextDataModule, TrainingWindows, full_pass, gather, window_starts
+from tinygpt_pl.data import (
+    STREAMS,
+    FixedWindows,
+    TextDataModule,
+    TrainingWindows,
+    even_pass,
+    full_pass,
+    gather,
+    window_starts,
+)
 
 
 def test_starts_are_pinned() -> None:
@@ -119,6 +128,32 @@ def test_full_pass_has_every_token_but_the_first_as_a_target_once(tokens: int) -
     assert sorted(torch.cat(divided).tolist()) == list(range(1, tokens))
 
 
+@pytest.mark.parametrize(("tokens", "count"), [(1000, 7), (1000, 124), (57, 7), (9, 1), (20, 50)])
+def test_an_even_pass_is_spread_over_the_whole_split_without_an_overlap(tokens: int, count: int) -> None:
+    batches = list(FixedWindows(torch.arange(tokens), even_pass(tokens, count, block_size=8, batch_size=3)))
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert len(x) == min(count, (tokens - 1) // 8)
+    assert torch.equal(y, x + 1)
+    assert len(set(y.flatten().tolist())) == y.numel(), "a target counts twice"
+    gaps = x[:, 0].diff(append=torch.tensor([tokens - 1]))
+    assert gaps.max() - gaps.min() <= 1
+    ranks = [even_pass(tokens, count, block_size=8, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+    divided = [x[:, 0] for part in ranks for x, _ in FixedWindows(torch.arange(tokens), part)]
+    assert sorted(torch.cat(divided).tolist()) == x[:, 0].tolist()
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_full_coverage_has_every_token_of_the_validation_split(text_file: Path, accumulate: int) -> None:
+    data = TextDataModule(str(text_file), block_size=8, batch_size=16 // accumulate, eval_coverage="full")
+    data.trainer = pl.Trainer(
+        accelerator="cpu", accumulate_grad_batches=accumulate, logger=False, enable_checkpointing=False
+    )
+    data.setup()
+    val, train = ([y for _, y in windows] for windows in data.val_dataloader())
+    assert torch.equal(torch.cat([y.flatten() for y in val]), data.splits["val"][1:].long())
+    assert 0 <= sum(y.numel() for y in train) - sum(y.numel() for y in val) < 8
+
+
 def test_splits_of_tiny_shakespeare(shakespeare_cache: Path) -> None:
     data = TextDataModule(cache_dir=str(shakespeare_cache))
     data.setup()
@@ -139,8 +174,9 @@ def test_fault_21_a_split_without_room_for_a_window(tmp_path: Path, split: str, 
 
 
 @pytest.mark.parametrize(
-    "setting", [{"batch_size": 0}, {"eval_iters": -1}, {"val_fraction": 0.0}, {"val_fraction": 1.0}]
+    "setting",
+    [{"batch_size": 0}, {"eval_iters": -1}, {"val_fraction": 0.0}, {"val_fraction": 1.0}, {"eval_coverage": "half"}],
 )
-def test_a_setting_out_of_range_is_refused_by_name(setting: dict[str, float]) -> None:
+def test_a_setting_out_of_range_is_refused_by_name(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         TextDataModule(**setting)  # type: ignore[arg-type]  # settings of several types

@@ -24,10 +24,12 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import FORKS, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
-from tinygpt_pl import TinyGPT, job
+from tinygpt_pl import TinyGPT, job, module
 from tinygpt_pl.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from tinygpt_pl.data import Batch
+from tinygpt_pl.diagnosis import Diverged
 from tinygpt_pl.files import PARTIAL, sweep
 from tinygpt_pl.options import VERBS
 
@@ -825,6 +827,37 @@ def test_fault_18_a_number_that_is_none(
         checkpoint = read_checkpoint(path)
         assert checkpoint["global_step"] == iteration
         assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("save_minutes", [0, 5])
+def test_fault_18_a_number_that_is_none_where_nobody_waits_for_the_device(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, save_minutes: int
+) -> None:
+    """As on a GPU, where a step is not looked at before it is taken: the kernel leaves it out, and all after it."""
+    monkeypatch.setattr(module, "PROMPT_DEVICES", set())
+    monkeypatch.setattr(job, "TinyGPT", Spoiled)
+    code, out, err = cli("fit", *small(text_file, **DROPOUT), f"--save_minutes={save_minutes}")
+    assert code == 1
+    assert [row[0] for row in table(out)] == ["0", "4"]
+    message = three_lines(err)
+    assert re.search(r"at iteration 5 the loss is nan and the gradient norm nan, at learning rate 7.22e-03", message)
+    sound = 4 if save_minutes else 5
+    assert f"iteration {sound} is safe" in message
+    assert read_checkpoint(LAST)["global_step"] == sound
+
+
+def test_fault_18_no_step_is_taken_after_one_that_is_no_number(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROMPT_DEVICES", set())
+    weights = []
+    for network, steps in ((TinyGPT, 5), (Spoiled, 8)):
+        torch.manual_seed(0)
+        trained = network(GPT_CONFIG, OPTIM)
+        with contextlib.nullcontext() if network is TinyGPT else pytest.raises(Diverged, match="iteration 5"):
+            lightning_fit(text_file, trained, accumulate=2, max_steps=steps, val_check_interval=16)
+        weights.append(trained.gpt.state_dict())
+    assert_same(weights[0], weights[1])
 
 
 class BlindEvaluation(TinyGPT):

@@ -1,17 +1,21 @@
 """Whole runs from the command line."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.runs import Run, load, scalars, shell, small, table
-from tinygpt_pl import TinyGPT, job, warmup_cosine
+from tinygpt_pl import GPT, GPTConfig, TinyGPT, job, warmup_cosine
 from tinygpt_pl.data import Batch
 
 
@@ -287,6 +291,62 @@ def test_precision_is_a_matter_of_one_option(cli: Run, text_file: Path, precisio
     assert code == 0
     assert float(table(out)[-1][2]) < float(table(out)[0][2])
     assert all(0.01 < norm < 100 for _, norm in scalars(RUN)["optim/grad_norm"])
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_what_is_left_to_the_machine_is_settled_and_written_down(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    """A run is repeated from its config.yaml, perhaps on another machine: no auto may be left in it."""
+    monkeypatch.setattr(job, "multiplies_bf16", lambda device: able)
+    code, out, _ = cli("fit", *small(text_file), "--trainer.precision=auto", "--compile=auto")
+    assert code == 0
+    settings = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert settings["trainer"]["precision"] == ("bf16-mixed" if able else "32-true")
+    assert settings["compile"] is False
+    assert ("NOTE: float32, since this cpu has no instructions for bfloat16" in out) is not able
+    assert "NOTE: not compiled, since that does not pay on a cpu" in out
+    assert f"on cpu in {settings['trainer']['precision']}" in out
+
+
+def test_full_coverage_is_the_score_of_the_whole_split(cli: Run, text_file: Path) -> None:
+    code, out, _ = cli("fit", *small(text_file, data__eval_coverage="full"))
+    assert code == 0
+    score = cli("test", "--ckpt_path=last")[1]
+    assert f"{table(out)[-1][2]} nats" in score
+    again = cli("validate", "--ckpt_path=last")[1]
+    assert table(again)[0][:3] == table(out)[-1][:3]
+
+
+def test_a_ceiling_that_is_given_is_what_mfu_refers_to(cli: Run, text_file: Path) -> None:
+    assert cli("fit", *small(text_file), "--peak_tflops=2")[0] == 0
+    curve = scalars(RUN)
+    flops = GPT(GPTConfig(27, 8, 1, 2, 16, 0.0)).flops_per_token()
+    for (_, speed), (_, mfu) in zip(curve["perf/tokens_per_second"], curve["perf/mfu"], strict=True):
+        assert mfu == pytest.approx(speed * flops / 2e12, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(cli: Run, text_file: Path) -> None:
+    """Needs a C++ compiler; checkpoints have the names of a network that was never compiled."""
+    plain = table(cli("fit", *small(text_file))[1])
+    code, out, _ = cli("fit", *small(text_file), "--compile=true")
+    assert code == 0
+    assert re.search(r"^compiled in \d+s$", out, re.MULTILINE)
+    for row, expected in zip(table(out), plain, strict=True):
+        assert [float(x) for x in row] == pytest.approx([float(x) for x in expected], abs=2e-4)
+    weights = load(RUN.with_name("version_1") / "checkpoints/last.ckpt")["state_dict"]
+    assert weights.keys() == load(RUN / "checkpoints/last.ckpt")["state_dict"].keys()
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_compiled_goes_on_without(text_file: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "tinygpt_pl", "fit", *small(text_file), "--compile=true"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("^NOTE: not compiled, since that failed: .+$", done.stdout, re.MULTILINE)) == 1
+    assert len(table(done.stdout)) == 4
 
 
 def test_a_folder_that_holds_a_run_is_not_run_into(cli: Run, text_file: Path) -> None:

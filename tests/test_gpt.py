@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinygpt_pl.gpt import GPT, CausalSelfAttention, GPTConfig
+from tinygpt_pl.gpt import GPT, CausalSelfAttention, Dropout, GPTConfig
 
 SMALL = GPTConfig(vocab_size=11, block_size=12, n_layer=2, n_head=3, n_embd=24, dropout=0.0)
 
@@ -69,6 +69,56 @@ def test_attention_equals_a_masked_softmax_written_out() -> None:
                 out[b, t, part] = probabilities @ v[b, : t + 1, part]
     expected = out @ attention.c_proj.weight.T + attention.c_proj.bias
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_with_dropout_is_the_same_attention() -> None:
+    """On a processor it is written out; a dropout that rounds to none has to leave the fused kernel's numbers."""
+    fused, written_out = small().train(), small(dropout=1e-6).train()
+    idx = torch.randint(11, (3, 2, 12))
+    for model in (fused, written_out):
+        _, loss = model(idx[0], idx[1])
+        assert loss is not None
+        loss.backward()
+    torch.testing.assert_close(written_out(idx[0])[0], fused(idx[0])[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(written_out.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+def test_dropout_drops_its_share_and_scales_the_rest(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dropout, n = Dropout(p), 999 * 1001  # no multiple of the four elements that share a random number
+    x = torch.ones(999, 1001, dtype=dtype, requires_grad=True)
+    y = dropout(x)
+    y.sum().backward()
+    kept = y != 0
+    assert abs(kept.double().mean().item() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+    assert y.dtype is dtype
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)), rtol=2**-8, atol=0)
+    assert torch.equal(torch.as_tensor(x.grad), y), "the gradient does not pass where the value did"
+    assert not torch.equal(dropout(x), y), "two batches lose the same elements"
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+
+
+def test_elements_that_share_a_random_number_are_dropped_independently() -> None:
+    torch.manual_seed(0)
+    n, p = 400_000, 0.25
+    dropped = Dropout(p)(torch.ones(n, 4)) == 0
+    counts = torch.bincount((dropped * torch.tensor([1, 2, 4, 8])).sum(1), minlength=16)
+    for pattern, count in enumerate(counts.tolist()):
+        chance = math.prod(p if pattern >> bit & 1 else 1 - p for bit in range(4))
+        assert abs(count - n * chance) < 5 * math.sqrt(n * chance), f"pattern {pattern:04b}"
+
+
+def test_dropout_leaves_evaluation_and_random_numbers_alone() -> None:
+    x = torch.randn(5, 7)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_loss_is_the_mean_negative_log_probability() -> None:

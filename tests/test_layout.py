@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "optim", "tokenizer", "diagnosis", "files"},
+    {"gpt", "optim", "tokenizer", "diagnosis", "files", "machine"},
     {"corpus", "checkpoint", "runs"},
     {"data"},
     {"module"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
-WITHOUT_LIGHTNING = ["gpt", "optim", "tokenizer", "diagnosis", "files", "corpus", "checkpoint", "runs"]
+WITHOUT_LIGHTNING = ["gpt", "optim", "tokenizer", "diagnosis", "files", "machine", "corpus", "checkpoint", "runs"]
 
 
 def imported(module: str) -> set[str]:

@@ -25,7 +25,7 @@ def test_cpu_configuration_reaches_the_loss_of_nanogpt_in_three_minutes(
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     rows = table(done.stdout)
-    assert [int(row[0]) for row in rows] == list(range(0, 2001, 250))
+    assert [int(row[0]) for row in rows] == list(range(0, 2001, 500))
     assert float(rows[-1][2]) <= 1.88
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
     assert float(score.stdout.splitlines()[-1].split()[0]) <= 1.88, "over the whole validation split"

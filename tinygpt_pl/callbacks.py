@@ -1,6 +1,7 @@
 """What happens around the steps: evaluation at both ends, dropout's seed, and the record of the run."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tinygpt_pl.checkpoint import FORMAT
+from tinygpt_pl.console import say
 from tinygpt_pl.curve import CHARTS, EventLogger
 from tinygpt_pl.data import Batch, TextDataModule
 from tinygpt_pl.diagnosis import check_evaluation, check_start
@@ -77,6 +79,26 @@ class Evaluation(Callback):
             trainer.should_stop = True
 
 
+class Compilation(Callback):
+    """Compiles the network for the training step; where that fails the run goes on without, and says so."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compile now, and not in the middle of the first step, so that its time is seen and its failure caught."""
+        assert isinstance(pl_module, TinyGPT)
+        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]  # Lightning sets it
+        start = time.perf_counter()
+        pl_module.gpt.compile(dynamic=False)  # in place: the names of its parameters stay
+        try:
+            with trainer.precision_plugin.forward_context():
+                pl_module.gpt(*batch)
+        except Exception as error:  # of dynamo, inductor or a C++ compiler
+            pl_module.gpt._compiled_call_impl = None
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            say(trainer, f"NOTE: not compiled, since that failed: {reason[:200]}")
+        else:
+            say(trainer, f"compiled in {time.perf_counter() - start:.0f}s")
+
+
 class StepSeed(Callback):
     """Makes dropout a pure function of (seed, optimizer step, micro-batch, rank), so that a resumed run repeats it."""
 
@@ -86,9 +108,14 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Seed torch's generators for a micro-batch."""
-        micro = batch_idx % trainer.accumulate_grad_batches
-        torch.manual_seed(dropout_seed(self.seed, trainer.global_step, micro, trainer.global_rank))
+        """Seed the device's generator for a micro-batch."""
+        micro, device = batch_idx % trainer.accumulate_grad_batches, pl_module.device
+        seed = dropout_seed(self.seed, trainer.global_step, micro, trainer.global_rank)
+        # torch.manual_seed looks for all devices there might be, which takes a hundred times as long.
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.get_device_module(device).manual_seed(seed)
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:

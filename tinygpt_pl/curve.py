@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from tinygpt_pl.console import warn
 from tinygpt_pl.data import Batch
+from tinygpt_pl.machine import matmul_flops
 from tinygpt_pl.module import TinyGPT
 
 CHARTS = {
@@ -92,8 +93,15 @@ class Curve(Callback):
     learning rate of its next step. Nothing more is read from the device between rows.
     """
 
-    def __init__(self, log_every_n_steps: int = 10) -> None:
-        self.log_every_n_steps = log_every_n_steps
+    def __init__(self, log_every_n_steps: int = 10, peak_flops: float | None = None) -> None:
+        """Write nothing yet.
+
+        Args:
+            log_every_n_steps: optimizer steps from row to row.
+            peak_flops: floating-point operations a second of a device, which `perf/mfu` is a share of; measured if
+                left out.
+        """
+        self.log_every_n_steps, self.peak_flops = log_every_n_steps, peak_flops
         self.stepping = False
         self.clipped: Tensor | float = 0.0
         self.steps = 0  # since the last row
@@ -111,8 +119,9 @@ class Curve(Callback):
         self.clipped, self.steps = state_dict["clipped"], state_dict["steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the machine."""
-        self.ceiling = matmul_flops(pl_module.device, trainer.precision) * trainer.world_size
+        """Measure the machine, if nobody has told."""
+        peak = self.peak_flops or matmul_flops(pl_module.device, trainer.precision)
+        self.ceiling = peak * trainer.world_size
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -176,17 +185,3 @@ class Curve(Callback):
     def _write(trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)
-
-
-def matmul_flops(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a large matrix product, measured: the ceiling that `perf/mfu` refers to."""
-    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-    dtype = next((dtype for name, dtype in dtypes.items() if precision.startswith(name)), torch.float32)
-    n = 1024 if device.type == "cpu" else 4096 if dtype.itemsize > 2 else 8192  # 0.2 GB or 0.4 GB on an accelerator
-    a = torch.ones(n, n, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best

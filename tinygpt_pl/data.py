@@ -6,9 +6,11 @@ is divided into, nor on how often the run was stopped. There are no epochs.
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,6 +23,9 @@ from tinygpt_pl.tokenizer import CharTokenizer
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) of int64; the targets are the inputs shifted by one token."""
+
+Coverage = Literal["sampled", "full"]
+"""What an evaluation looks at: random windows, or every token of the validation split and as many of the other."""
 
 STREAMS = {"train": 0, "eval_train": 1, "eval_val": 2}
 """What windows are drawn for; each has random numbers of its own."""
@@ -43,7 +48,8 @@ def shares(starts: npt.NDArray[np.int64], batch_size: int, rank: int, world_size
 
 def gather(ids: Tensor, starts: npt.NDArray[np.int64], length: int) -> Batch:
     """Cut windows of `length` tokens, and the same windows one token later."""
-    at = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)  # (B, T + 1)
+    first = torch.from_numpy(starts).to(ids.device, non_blocking=True)
+    at = first[:, None] + torch.arange(length + 1, device=ids.device)  # (B, T + 1)
     window = ids[at].long()
     return window[:, :-1], window[:, 1:]
 
@@ -105,6 +111,15 @@ def full_pass(
     return batches
 
 
+def even_pass(
+    tokens: int, count: int, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """A device's batches of `count` windows, or as many as there are, evenly spaced and without an overlap."""
+    count = min(count, (tokens - 1) // block_size)
+    starts = np.arange(count) * (tokens - 1) // count
+    return [(share, block_size) for share in shares(starts[rank::world_size], batch_size, rank=0, world_size=1)]
+
+
 class TextDataModule(pl.LightningDataModule):
     """A text, its vocabulary, its two contiguous splits, and windows of them.
 
@@ -117,6 +132,7 @@ class TextDataModule(pl.LightningDataModule):
         corpus: str = "tinyshakespeare",
         block_size: int = 256,
         batch_size: int = 64,
+        eval_coverage: Coverage = "sampled",
         eval_iters: int = 200,
         val_fraction: float = 0.1,
         cache_dir: str | None = None,
@@ -129,7 +145,10 @@ class TextDataModule(pl.LightningDataModule):
             corpus: tinyshakespeare, pydoc, or the path of a UTF-8 text file.
             block_size: tokens in a window.
             batch_size: windows per device and micro-batch.
-            eval_iters: batches, each as large as that of an optimizer step, that an evaluation averages in each split.
+            eval_coverage: sampled for random windows of both splits, the same at every evaluation; full for every token
+                of the validation split once, and as many of the training split, evenly spaced.
+            eval_iters: batches, each as large as that of an optimizer step, that a sampled evaluation averages in each
+                split.
             val_fraction: share of the text, at its end, that is kept for validation.
             cache_dir: where downloads are kept; $TINYGPT_CACHE or else data if left out.
             offline_corpus: what to train on where a download fails; null stops instead.
@@ -142,11 +161,13 @@ class TextDataModule(pl.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):
             if value < 1:
                 raise ValueError(f"{name} has to be at least 1, got {value}")
+        if eval_coverage not in get_args(Coverage):
+            raise ValueError(f"eval_coverage has to be one of {', '.join(get_args(Coverage))}, got {eval_coverage!r}")
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction has to lie between 0 and 1, got {val_fraction}")
         self.corpus, self.offline_corpus = corpus, offline_corpus
         self.block_size, self.batch_size, self.eval_iters = block_size, batch_size, eval_iters
-        self.val_fraction, self.seed = val_fraction, seed
+        self.eval_coverage, self.val_fraction, self.seed = eval_coverage, val_fraction, seed
         self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else default_cache_dir()
         self.splits: dict[str, Tensor] = {}
 
@@ -195,7 +216,7 @@ class TextDataModule(pl.LightningDataModule):
         """The windows of this device from the trainer's next optimizer step on."""
         trainer = self._context
         return TrainingWindows(
-            self.splits["train"],
+            self._ids("train"),
             block_size=self.block_size,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -207,10 +228,19 @@ class TextDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[FixedWindows]:
         """The validation windows, then as many of the training split: the same at every evaluation."""
-        return [self._eval_windows("val"), self._eval_windows("train")]
+        if self.eval_coverage == "sampled":
+            return [self._sample("val"), self._sample("train")]
+        trainer, ids = self._context, self._ids("train")
+        count = math.ceil((len(self.splits["val"]) - 1) / self.block_size)
+        part = even_pass(len(ids), count, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
+        return [self.test_dataloader(), FixedWindows(ids, part)]
 
-    def _eval_windows(self, split: str) -> FixedWindows:
-        trainer, ids = self._context, self.splits[split]
+    def _ids(self, split: str) -> Tensor:
+        """A split on the device, where windows are then cut from it without a transfer."""
+        return self.splits[split].to(self._context.strategy.root_device)
+
+    def _sample(self, split: str) -> FixedWindows:
+        trainer, ids = self._context, self._ids(split)
         # An evaluation batch is as large as an optimizer step's, so that accumulation changes no estimate.
         count = self.eval_iters * self.windows_per_step(trainer)
         starts = window_starts(self.seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
@@ -224,7 +254,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> FixedWindows:
         """The whole validation split, every token after its first a target exactly once."""
-        trainer, ids = self._context, self.splits["val"]
+        trainer, ids = self._context, self._ids("val")
         return FixedWindows(
             ids, full_pass(len(ids), self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
         )

@@ -19,6 +19,9 @@ from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
 from tinygpt_pl.tokenizer import CharTokenizer
 
+PROMPT_DEVICES = {"cpu"}
+"""Where reading a number costs nothing, so that each step is looked at before it is taken."""
+
 Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
 
 
@@ -88,6 +91,7 @@ class TinyGPT(pl.LightningModule):
         )
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
+        self.failure = torch.empty(0)  # iteration, loss and gradient norm of the first step that was not finite
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
@@ -106,8 +110,9 @@ class TinyGPT(pl.LightningModule):
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        idx, targets = batch
-        _, loss = self.gpt(idx, targets)
+        # A compiled network is compiled for the training step; evaluations have batches of other shapes.
+        network = self.gpt if self.training else self.gpt.forward
+        _, loss = network(*batch)
         assert isinstance(loss, Tensor)
         return loss
 
@@ -143,11 +148,15 @@ class TinyGPT(pl.LightningModule):
         max_iters = self.trainer.max_steps if optim.max_iters is None else optim.max_iters
         return warmup_cosine(it, optim.max_lr, optim.min_lr, optim.warmup_iters, max_iters)
 
+    @property
+    def fused(self) -> bool:
+        """Whether one kernel updates all parameters."""
+        # A fused AdamW undoes float16's loss scaling itself, too late for the clipping, which comes before.
+        return self.device.type in FUSED_DEVICES and self.trainer.precision != "16-mixed"
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Grouped AdamW, and the schedule set on every group before every optimizer step."""
-        # A fused AdamW undoes float16's loss scaling itself, too late for the clipping, which comes before.
-        fused = self.device.type in FUSED_DEVICES and self.trainer.precision != "16-mixed"
-        optimizer = configure_adamw(self.gpt, self.optim, fused=fused)
+        optimizer = configure_adamw(self.gpt, self.optim, fused=self.fused)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -171,14 +180,46 @@ class TinyGPT(pl.LightningModule):
 
         Raises:
             ValueError: for clipping by value.
-            Diverged: if the loss or the norm is not finite; the step is not taken then.
+            Diverged: if the loss or the norm is not finite, here or in a step before; such a step is not taken, nor is
+                any after it.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
         self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
-        grad_norm = 0.0 if self.trainer.precision == "16-mixed" else self.grad_norm.item()
-        check_step(self.global_step, self.step_loss.item(), grad_norm, optimizer.param_groups[0]["lr"])
+        grad_norm = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
+        if self.device.type in PROMPT_DEVICES or not self.fused:
+            check_step(self.global_step, self.step_loss.item(), grad_norm.item(), self.learning_rate(self.global_step))
+        else:
+            self._keep_failure(
+                torch.stack([torch.full_like(self.step_loss, self.global_step), self.step_loss, grad_norm])
+            )
+            # The kernel that steps looks at it on the device, so that nobody has to wait for the device.
+            optimizer.found_inf = self.failure[0].isfinite().float()  # type: ignore[attr-defined]
+
+    def _keep_failure(self, step: Tensor) -> None:
+        if not self.failure.numel():
+            self.failure = torch.full_like(step, math.nan)
+        first = self.failure[0].isnan() & ~step.isfinite().all()
+        self.failure = torch.where(first, step, self.failure)
+
+    def check_steps(self) -> None:
+        """Wait for the device, and see whether all steps so far were finite where that was not seen at once.
+
+        Raises:
+            Diverged: if one was not.
+        """
+        it, loss, grad_norm = self.failure.tolist() if self.failure.numel() else (math.nan, 0.0, 0.0)
+        if not math.isnan(it):
+            check_step(int(it), loss, grad_norm, self.learning_rate(int(it)))
+
+    def on_validation_start(self) -> None:
+        """See that there is something to evaluate."""
+        self.check_steps()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See that there is something to save."""
+        self.check_steps()
 
 
 def _settings(kind: type[Settings], value: Any) -> Settings:

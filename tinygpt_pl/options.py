@@ -8,7 +8,7 @@ import difflib
 import inspect
 import re
 import sys
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -24,17 +24,18 @@ VERBS = {
     "test": "score a checkpoint on the whole validation split, every token once",
 }
 TRAINER_OPTIONS = {
-    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+    *("accelerator", "devices", "num_nodes", "strategy", "plugins"),
     *("max_steps", "accumulate_grad_batches", "gradient_clip_val"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "callbacks", "profiler"),
     *("deterministic", "benchmark", "detect_anomaly"),
 }
-"""The Trainer's arguments that are the user's to set; the recipe sets the others."""
+"""The Trainer's arguments that are the user's to set as they are; the recipe sets the others."""
 
 LOWEST = {
     "seed_everything": 0,
     "eval_interval": 1,
     "save_minutes": 0,
+    "peak_tflops": 0,
     "trainer.max_steps": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -81,6 +82,15 @@ def build_parser(verb: str) -> Parser:
         "--save_minutes", type=float, default=5.0, help="longest time between two saves of last.ckpt, in minutes"
     )
     parser.add_argument(
+        "--compile",
+        type=bool | Literal["auto"],
+        default=False,
+        help="run the training step through torch.compile; auto does so where it pays",
+    )
+    parser.add_argument(
+        "--peak_tflops", type=float | None, help="what perf/mfu is a share of, for each device; measured if left out"
+    )
+    parser.add_argument(
         "--ckpt_path",
         type=str if verb != "fit" else str | None,
         default=None if verb == "fit" else "best",
@@ -91,16 +101,23 @@ def build_parser(verb: str) -> Parser:
         type=str | None,
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
+    parameters = inspect.signature(pl.Trainer).parameters
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
     parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed"}, instantiate=False)
     parser.add_class_arguments(
         pl.Trainer,
         "trainer",
-        skip=set(inspect.signature(pl.Trainer).parameters) - TRAINER_OPTIONS,
+        skip=set(parameters) - TRAINER_OPTIONS,
         instantiate=False,
         sub_configs=True,
         fail_untyped=False,
+    )
+    parser.add_argument(
+        "--trainer.precision",
+        type=parameters["precision"].annotation | Literal["auto"],
+        default="32-true",
+        help="kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true",
     )
     recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
     parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})

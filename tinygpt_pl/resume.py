@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.optim import warmup_cosine
 
-LASTING = ("seed_everything", "data.val_fraction", "data.eval_iters")
+LASTING = ("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters")
 """Settings that make a run's windows what they are, besides the text and the number of windows in a step."""
 
 PLACES = {"config", "ckpt_path", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}

@@ -1,0 +1,68 @@
+"""What the machine can do: its fast kinds of numbers, the speed of its products, and the price of its memory."""
+
+import ctypes
+import functools
+import math
+import platform
+import time
+
+import torch
+
+MIXED = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+"""How Lightning's names for precisions begin, where they do not stand for float32."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of a tensor for the next one, where it is glibc.
+
+    As it comes, it hands blocks above 32 MB back to the kernel at once, and the next tensor of that size pays for
+    each of its pages again.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def device_type(accelerator: str) -> str:
+    """The kind of device that Lightning takes for its name of an accelerator."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator in ("auto", "gpu"):
+        return found.type if found else "cpu"
+    return accelerator
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether a kind of device has instructions for products of bfloat16; in software they are many times slower."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+@functools.cache
+def matmul_flops(device: torch.device, precision: str, seconds: float = 0.02) -> float:
+    """Floating-point operations a second of a large matrix product, measured once in a process.
+
+    Args:
+        device: where.
+        precision: a name of Lightning's, such as bf16-mixed.
+        seconds: how long a product has to take to count as large.
+    """
+    dtype = next((dtype for name, dtype in MIXED.items() if precision.startswith(name)), torch.float32)
+    n, best = 256, math.inf
+    while True:
+        a = torch.ones(n, n, device=device, dtype=dtype)
+        (a @ a)[0, 0].item()  # the first pays for warming up
+        best = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            (a @ a)[0, 0].item()  # waits for the device
+            best = min(best, time.perf_counter() - start)
+        if best >= seconds or n == 16384:  # 1 GB of float32
+            return 2 * n**3 / best
+        n *= 2
