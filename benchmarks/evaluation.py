@@ -10,6 +10,7 @@ their scatter around that mean.
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ def window_losses(network: GPT, ids: Tensor, starts: npt.NDArray[np.int64], batc
 def main() -> None:
     """Measure one checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--draws", type=int, default=200, help="evaluations of each kind")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--eval_iters", type=int, nargs="+", default=[20, 200])
@@ -47,7 +48,7 @@ def main() -> None:
     keep_freed_memory()
     checkpoint = read_checkpoint(args.checkpoint)
     network = TinyGPT.load_from_checkpoint(args.checkpoint).eval().gpt
-    data = TextDataModule(checkpoint["corpus"]["name"], block_size=network.config.block_size)
+    data = TextDataModule(checkpoint["corpus"]["name"], block_size=network.config.block_size, offline_corpus=None)
     data.setup()
     ids, block_size = data.splits["val"], network.config.block_size
     high = len(ids) - block_size

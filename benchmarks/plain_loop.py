@@ -1,13 +1,14 @@
 """The recipe as a plain PyTorch loop, the way a first course writes it: what `train_speed.py` measures against.
 
 Explicit attention, float32, batches stacked from a list of slices, an optimizer with torch's defaults. It knows nothing
-of tinygpt_pl, and prints `iter N` each `--log_interval` steps.
+of tinygpt_pl, and prints `iter N` each `--log_interval` steps; then it times a few batches of an evaluation.
 
     python benchmarks/plain_loop.py --corpus data/tinyshakespeare.txt --max_steps 20
 """
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -94,12 +95,12 @@ def learning_rate(it: int, max_steps: int, max_lr: float = 3e-4, min_lr: float =
 
 
 def main() -> None:
-    """Train, without evaluations."""
+    """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dropout", type=float, default=0.2)
-    sizes = {"max_steps": 5000, "log_interval": 10, "batch_size": 64, "block_size": 256}
+    sizes = {"max_steps": 5000, "log_interval": 10, "eval_iters": 0, "batch_size": 64, "block_size": 256}
     for name, value in {**sizes, "n_layer": 6, "n_head": 6, "n_embd": 384}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
@@ -133,6 +134,12 @@ def main() -> None:
         optimizer.step()
         if it % args.log_interval == 0:
             print(f"iter {it} | loss {loss.item():.4f}", flush=True)
+    model.eval()
+    for _ in range(args.eval_iters):
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(*get_batch()).item()
+        print(f"evaluation: {time.perf_counter() - start:.4f} s a batch")
 
 
 if __name__ == "__main__":

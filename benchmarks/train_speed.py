@@ -49,6 +49,8 @@ class Program:
     cwd: Path = ROOT
     seconds: list[float] = field(default_factory=list)  # of a step, one median a run
     peaks: list[float] = field(default_factory=list)  # bytes
+    evaluations: list[float] = field(default_factory=list)  # seconds of a batch
+    eval_batches: int = 0  # in an evaluation of the recipe
 
     def run(self, device: str, warm: int) -> None:
         """Run it once."""
@@ -56,18 +58,23 @@ class Program:
         with subprocess.Popen(self.command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=log, text=True) as process:
             memory = DeviceMemory(device)
             assert process.stdout is not None
-            marks = [(int(m[1]), time.time()) for line in process.stdout if (m := re.match(r"iter (\d+)", line))]
+            lines = [(line, time.time()) for line in process.stdout]
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             raise RuntimeError(f"{' '.join(self.command)} ended with {process.returncode}:\n{log.read()}")
+        marks = [(int(m[1]), seconds) for line, seconds in lines if (m := re.match(r"iter (\d+)", line))]
+        batches = [float(m[1]) for line, _ in lines if (m := re.match(r"evaluation: (\S+) s", line))]
         if self.events:
             curve = EventAccumulator(str(self.events), size_guidance={"scalars": 0}).Reload()
             marks = [(event.step, event.wall_time) for event in curve.Scalars("train/loss")]
+            end = curve.Scalars("eval/val_loss")[-1].wall_time  # of an evaluation of a batch of each split
+            batches = [(end - marks[-1][1]) / 2]
             shutil.rmtree(self.events)  # the next run takes the same place
         pairs = itertools.pairwise(mark for mark in marks if mark[0] >= warm)
         self.seconds.append(statistics.median((t1 - t0) / (step1 - step0) for (step0, t0), (step1, t1) in pairs))
+        self.evaluations += batches[-1:]  # the first pays for warming up
         unit = 1 if sys.platform == "darwin" else 1024
         self.peaks.append(memory.stop() if device == "cuda" else usage.ru_maxrss * unit)
 
@@ -105,7 +112,7 @@ def programs(size: dict[str, Any], args: argparse.Namespace, corpus: Path, folde
     flags = [word for name, value in size.items() for word in (f"--{name}", str(value))]
     lines = ["--max_steps", str(args.warm + args.steps + 1), "--log_interval", str(every)]
     plain = [python, "benchmarks/plain_loop.py", "--corpus", str(corpus), "--device", args.device]
-    yield Program("plain loop", [*plain, *lines, *flags])
+    yield Program("plain loop", [*plain, *lines, *flags, "--eval_iters", "3"], eval_batches=400)
     ours = {f"model.gpt.{name}" if name != "batch_size" else "data.batch_size": value for name, value in size.items()}
     ours |= {
         "trainer.accelerator": args.device,
@@ -120,7 +127,8 @@ def programs(size: dict[str, Any], args: argparse.Namespace, corpus: Path, folde
     for name, overlay in (("fit", []), ("fit, fast", ["--config", "configs/fast.yaml"])):
         run_dir = folder / name.replace(", ", "-")
         command = [python, "-m", "tinygpt_pl", "fit", "--config", "configs/base.yaml", *overlay, *options]
-        yield Program(name, [*command, "--run_dir", str(run_dir)], run_dir)
+        # Of the base size, where full coverage takes 7 batches of each split.
+        yield Program(name, [*command, "--run_dir", str(run_dir)], run_dir, eval_batches=14 if overlay else 400)
     if args.nanogpt:
         peer = [f"--{name}={value}" for name, value in size.items()]
         peer += [
@@ -151,6 +159,20 @@ def table(size: dict[str, Any], field: list[Program], ceilings: dict[str, float]
         print(f"| {program.name} | {seconds * 1e3:,.1f} ms | {tokens / seconds:,.0f} | {spread} | {share} | {memory} |")
 
 
+def whole_run(field: list[Program]) -> None:
+    """Print what 5000 steps and 21 evaluations come to, from their measured parts."""
+    hours = {}
+    for program in (program for program in field if program.evaluations):
+        batch = statistics.median(program.evaluations)
+        training, evaluation = 5000 * statistics.median(program.seconds), 21 * program.eval_batches * batch
+        hours[program.name] = (training + evaluation) / 3600
+        ratio = hours["plain loop"] / hours[program.name]
+        print(
+            f"the whole run by {program.name}: {hours[program.name]:.2f} h, {ratio:.2f} times as fast as by the plain "
+            f"loop; {evaluation / (training + evaluation):.1%} of it in evaluation"
+        )
+
+
 def main() -> None:
     """Measure and print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,6 +199,8 @@ def main() -> None:
                     program.run(args.device, args.warm)
         print(f"\n{name} size, {args.rounds} rounds of {args.steps} steps on {args.device}:")
         table(SIZES[name], field, ceilings)
+        if name == "base":
+            whole_run(field)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,7 @@ class Curve(Callback):
         self.tokens += tokens
         it = trainer.global_step - 1
         if it % self.log_every_n_steps == 0:
+            pl_module.check_steps()
             self._write(trainer, self._row(trainer, pl_module, tokens, it), it)
             self.clipped, self.steps = 0.0, 0
             self.tokens, self.seconds, self.since = 0, 0.0, time.perf_counter()

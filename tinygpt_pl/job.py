@@ -154,8 +154,6 @@ class Job:
             check_weights(self.checkpoint["state_dict"], self.model.state_dict())
         if self.verb == "fit":
             self.trainer = self._fit_trainer(self.run_dir or new_run_dir())
-            if self.trainer.strategy.root_device.type == "cpu":
-                keep_freed_memory()
             # Weights and optimizer are then loaded as they were saved, with no rounding on the way.
             self.trainer.precision_plugin.convert_module(self.model)
             if self.checkpoint:
@@ -166,6 +164,8 @@ class Job:
             assert self.checkpoint
             self.model.load_state_dict(self.checkpoint["state_dict"])
             self.trainer = self._score_trainer()
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if self.verb == "test" or self.data.eval_coverage == "full":
             windows = math.ceil((len(self.data.splits["val"]) - 1) / self.gpt.block_size)
             if windows < self.trainer.world_size:
