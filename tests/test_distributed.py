@@ -8,6 +8,7 @@ import pytest
 from tests.runs import Run, load, shell, small, table
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_windows_of_one(
     cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

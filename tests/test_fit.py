@@ -187,6 +187,7 @@ def test_a_run_that_was_moved_keeps_its_best(cli: Run, text_file: Path) -> None:
         ),
         (["--data.eval_iters=4"], "data.eval_iters has to stay 3 in a run that goes on, got 4"),
         (["--data.val_fraction=0.2"], "data.val_fraction has to stay 0.1"),
+        (["--data.eval_coverage=full"], "data.eval_coverage has to stay sampled"),
         (["--data.corpus=changed.txt"], r"data.corpus has to stay .*english.txt \(SHA-256 \w+…\) .* got changed.txt"),
         (["--seed_everything=1"], "seed_everything has to stay 1337"),
         (["--trainer.max_steps=1"], "the checkpoint is of iteration 2, beyond trainer.max_steps 1"),
@@ -327,6 +328,7 @@ def test_a_ceiling_that_is_given_is_what_mfu_refers_to(cli: Run, text_file: Path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch's compiler itself
 def test_a_compiled_run_is_the_same_run(cli: Run, text_file: Path) -> None:
     """Needs a C++ compiler; checkpoints have the names of a network that was never compiled."""
     plain = table(cli("fit", *small(text_file))[1])

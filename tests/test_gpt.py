@@ -112,6 +112,11 @@ def test_elements_that_share_a_random_number_are_dropped_independently() -> None
         assert abs(count - n * chance) < 5 * math.sqrt(n * chance), f"pattern {pattern:04b}"
 
 
+def test_dropout_of_nearly_everything() -> None:
+    """A rate that rounds to 1 would divide by zero."""
+    assert Dropout(0.999999)(torch.ones(1000)).isfinite().all()
+
+
 def test_dropout_leaves_evaluation_and_random_numbers_alone() -> None:
     x = torch.randn(5, 7)
     torch.manual_seed(0)

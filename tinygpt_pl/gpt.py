@@ -48,16 +48,16 @@ class GPTConfig:
 
 
 class Dropout(nn.Dropout):
-    """Dropout that costs a third of torch's on a processor, where torch draws a random number for each element in turn.
+    """Dropout that costs a fraction of torch's on a processor, where torch draws a number for each element in turn.
 
-    Four elements share one number there, 16 bits each; the rate is thus rounded to a multiple of 2**-16.
+    Four elements share one number there, 16 bits each; the rate is thus rounded to a multiple of 2**-16, below 1.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements in training, and scale the others so that their expectation stays."""
         if input.device.type != "cpu" or not self.training or not self.p:
             return super().forward(input)
-        drop, n = round(self.p * 2**16), input.numel()
+        drop, n = min(round(self.p * 2**16), 2**16 - 1), input.numel()
         bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
         torch.ge(bits[:n].view(input.shape), drop - 2**15, out=kept)

@@ -19,8 +19,8 @@ from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
 from tinygpt_pl.tokenizer import CharTokenizer
 
-PROMPT_DEVICES = {"cpu"}
-"""Where reading a number costs nothing, so that each step is looked at before it is taken."""
+PATIENT_DEVICES = {"cuda"}
+"""Where a fused AdamW itself can leave a step out, so that nobody has to wait for the device to look at each first."""
 
 Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
 
@@ -180,22 +180,20 @@ class TinyGPT(pl.LightningModule):
 
         Raises:
             ValueError: for clipping by value.
-            Diverged: if the loss or the norm is not finite, here or in a step before; such a step is not taken, nor is
-                any after it.
+            Diverged: if the loss or the norm is not finite. Such a step is not taken; on a patient device no later one
+                is either, and `check_steps` raises.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
         self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
         grad_norm = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
-        if self.device.type in PROMPT_DEVICES or not self.fused:
-            check_step(self.global_step, self.step_loss.item(), grad_norm.item(), self.learning_rate(self.global_step))
-        else:
-            self._keep_failure(
-                torch.stack([torch.full_like(self.step_loss, self.global_step), self.step_loss, grad_norm])
-            )
-            # The kernel that steps looks at it on the device, so that nobody has to wait for the device.
+        if self.fused and self.device.type in PATIENT_DEVICES:
+            it = torch.full_like(self.step_loss, self.global_step)
+            self._keep_failure(torch.stack([it, self.step_loss, grad_norm]))
             optimizer.found_inf = self.failure[0].isfinite().float()  # type: ignore[attr-defined]
+        else:
+            check_step(self.global_step, self.step_loss.item(), grad_norm.item(), self.learning_rate(self.global_step))
 
     def _keep_failure(self, step: Tensor) -> None:
         if not self.failure.numel():
@@ -204,7 +202,7 @@ class TinyGPT(pl.LightningModule):
         self.failure = torch.where(first, step, self.failure)
 
     def check_steps(self) -> None:
-        """Wait for the device, and see whether all steps so far were finite where that was not seen at once.
+        """Wait for a patient device, and see whether all steps so far were finite.
 
         Raises:
             Diverged: if one was not.
