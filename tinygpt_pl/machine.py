@@ -5,6 +5,7 @@ import functools
 import math
 import platform
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -39,7 +40,7 @@ def multiplies_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # known of torch 2.13 alone
+        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # known of torch 2.13 alone
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
 
