@@ -54,16 +54,17 @@ class Program:
 
     def run(self, device: str, warm: int) -> None:
         """Run it once."""
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by its end
-        with subprocess.Popen(self.command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(self.command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=log, text=True)
             memory = DeviceMemory(device)
             assert process.stdout is not None
-            lines = [(line, time.time()) for line in process.stdout]
+            with process.stdout as output:
+                lines = [(line, time.time()) for line in output]
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise RuntimeError(f"{' '.join(self.command)} ended with {process.returncode}:\n{log.read()}")
+            if process.returncode:
+                log.seek(0)
+                raise RuntimeError(f"{' '.join(self.command)} ended with {process.returncode}:\n{log.read()}")
         marks = [(int(m[1]), seconds) for line, seconds in lines if (m := re.match(r"iter (\d+)", line))]
         batches = [float(m[1]) for line, _ in lines if (m := re.match(r"evaluation: (\S+) s", line))]
         if self.events:

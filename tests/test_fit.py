@@ -310,6 +310,13 @@ def test_what_is_left_to_the_machine_is_settled_and_written_down(
     assert f"on cpu in {settings['trainer']['precision']}" in out
 
 
+def test_the_settings_of_an_older_run_are_taken(cli: Run, text_file: Path) -> None:
+    """It wrote down null where no precision was asked for."""
+    code, out, _ = cli("fit", *small(text_file), "--trainer.precision=null")
+    assert code == 0
+    assert "on cpu in 32-true" in out
+
+
 def test_full_coverage_is_the_score_of_the_whole_split(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("fit", *small(text_file, data__eval_coverage="full"))
     assert code == 0

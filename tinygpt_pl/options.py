@@ -43,7 +43,7 @@ LOWEST = {
 }
 """Settings that no class of ours checks, with their least values."""
 
-NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val"}
+NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val", "trainer.precision"}
 """Settings that may be null though their default is not."""
 
 
