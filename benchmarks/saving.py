@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt_pl.cli import quieten
 from tinygpt_pl.job import Job
 from tinygpt_pl.runs import checkpoint_path
+from tinygpt_pl.training import quieten
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cpu.yaml"
 

@@ -189,7 +189,7 @@ def lightning_fit(
         "enable_progress_bar": False,
         "enable_model_summary": False,
     } | trainer_options
-    trainer = pl.Trainer(callbacks=[StepSeed(SEED), *callbacks, Evaluation(), recorder], **options)
+    trainer = pl.Trainer(callbacks=[StepSeed(SEED), *callbacks, Evaluation(fresh=True), recorder], **options)
     trainer.fit(module, data)
     recorder.record.weights = {name: p.detach().clone() for name, p in module.gpt.state_dict().items()}
     return recorder.record

@@ -55,6 +55,16 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(row.step, row.value) for row in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def texts(run_dir: Path) -> dict[str, list[tuple[int, str]]]:
+    """Step and text of every page of every tag of TensorBoard's text."""
+    everything = {"tensors": 0}
+    events = EventAccumulator(str(run_dir), size_guidance=everything, purge_orphaned_data=False).Reload()
+    return {
+        tag: [(row.step, row.tensor_proto.string_val[0].decode()) for row in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint, read by torch alone."""
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
@@ -68,7 +78,8 @@ def shell(*args: str, cwd: Path, timeout: float = 120.0) -> subprocess.Completed
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tinygpt_pl.cli"])  # importing Lightning takes seconds, for each of a hundred processes
+# Importing Lightning takes seconds, for each of a hundred processes.
+FORKS.set_forkserver_preload(["tinygpt_pl.training"])
 
 
 def command(args: list[str], folder: Path) -> None:

@@ -1,9 +1,56 @@
-"""The seeds of dropout."""
+"""The seeds of dropout, and the samples."""
 
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import Run, assert_same, load, outcome, small, texts
+from tinygpt_pl import generate
 from tinygpt_pl.callbacks import dropout_seed
+from tinygpt_pl.checkpoint import load_network
+from tinygpt_pl.tokenizer import CharTokenizer
 
 
 def test_dropout_seeds_differ_and_repeat() -> None:
     seeds = [dropout_seed(s, t, m, r) for s in range(3) for t in range(3) for m in range(3) for r in range(3)]
     assert len(set(seeds)) == 81
     assert dropout_seed(1, 2, 0, 1) == dropout_seed(1, 2, 0, 1)
+
+
+def test_samples_are_drawn_after_each_evaluation_and_change_no_bit(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout and all: guards against a sample that uses up random numbers, or leaves the network in another mode."""
+    monkeypatch.chdir(tmp_path)
+    options = small(text_file, model__gpt__dropout=0.3)
+    code, with_samples, err = cli("fit", *options, "--run_dir=with", "--sample_tokens=20", "--print_samples=true")
+    assert code == 0, err
+    code, without, err = cli("fit", *options, "--run_dir=without", "--sample_tokens=0")
+    assert code == 0, err
+    assert_same(outcome(Path("with")), outcome(Path("without")))
+
+    written = texts(Path("with"))["sample/text_summary"]
+    assert [step for step, _ in written] == [0, 4, 8, 10]
+    assert len({text for _, text in written}) == 4, "the network learns, but its samples stay the same"
+    for step, text in written:
+        assert re.fullmatch(r"    [a-z ]{20}", text), "not preformatted"
+        assert f"iter {step} |" in with_samples.split(text)[0], "a sample stands before its evaluation"
+    assert not any(text in without for _, text in written)
+    assert "sample/text_summary" not in texts(Path("without"))
+
+    best = load_network(load(Path("with/checkpoints/best.ckpt")))[0]
+    best_step = load(Path("with/checkpoints/best.ckpt"))["global_step"]
+    ids = generate(best, torch.tensor([[0]]), 20, seed=1337)[0, 1:]
+    assert dict(written)[best_step].strip(" ") == CharTokenizer.from_text(text_file.read_text()).decode(ids).strip(" ")
+
+
+def test_a_resumed_run_has_each_sample_once(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli("fit", *small(text_file, trainer__max_steps=6))
+    cli("fit", "--ckpt_path=last", "--trainer.max_steps=10")
+    written = texts(Path("lightning_logs/version_0"))["sample/text_summary"]
+    assert [step for step, _ in written] == [0, 4, 6, 8, 10]

@@ -1,6 +1,7 @@
 """That a checkpoint is written whole, and read as data."""
 
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tinygpt_pl.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from tinygpt_pl.gpt import GPTConfig
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +122,12 @@ def test_weights_of_another_shape_are_named() -> None:
 
 
 def test_networks_are_compared_but_for_dropout() -> None:
-    stored = {"hyper_parameters": {"gpt": {"n_layer": 2, "dropout": 0.1}, "tokenizer": {"characters": "ab"}}}
-    check_same_network(stored, {"n_layer": 2, "dropout": 0.3}, "ab")
+    asked = GPTConfig(vocab_size=2, n_layer=2, dropout=0.1)
+    stored = {"hyper_parameters": {"gpt": asdict(asked), "tokenizer": {"characters": "ab"}}}
+    check_same_network(stored, replace(asked, dropout=0.3))
+    del stored["hyper_parameters"]["gpt"]["activation"]  # as in a checkpoint from before there was a choice
+    check_same_network(stored, asked)
     with pytest.raises(ValueError, match="n_layer is 2 in the checkpoint and 3 here"):
-        check_same_network(stored, {"n_layer": 3, "dropout": 0.1}, "ab")
-    with pytest.raises(ValueError, match="a text with other characters"):
-        check_same_network(stored, {"n_layer": 2, "dropout": 0.1}, "ac")
+        check_same_network(stored, replace(asked, n_layer=3))
+    with pytest.raises(DamagedCheckpoint, match="no network with its vocabulary"):
+        check_same_network({"hyper_parameters": {"gpt": asdict(asked), "tokenizer": {"characters": "abc"}}}, asked)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Run
-from tinygpt_pl.options import VERBS, build_parser
+from tinygpt_pl.options import build_parser
+from tinygpt_pl.parser import VERBS
 
 
 @pytest.fixture(autouse=True)

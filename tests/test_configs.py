@@ -23,7 +23,14 @@ def test_every_configuration_parses(name: str) -> None:
 def test_base_is_the_recipe() -> None:
     config = parse("base.yaml")
     assert (config.seed_everything, config.eval_interval) == (1337, 250)
-    assert vars(config.model.gpt) == {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+    assert vars(config.model.gpt) == {
+        "block_size": 256,
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "dropout": 0.2,
+        "activation": "gelu",
+    }
     optim = config.model.optim
     assert (optim.max_lr, optim.min_lr, optim.warmup_iters, optim.max_iters) == (3e-4, 3e-5, 100, None)
     assert (optim.weight_decay, tuple(optim.betas)) == (0.1, (0.9, 0.95))
@@ -61,5 +68,12 @@ def test_fast_changes_how_and_not_what() -> None:
 
 def test_cpu_has_the_size_of_nanogpt_on_a_laptop() -> None:
     config = parse("cpu.yaml")
-    assert vars(config.model.gpt) == {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0}
+    assert vars(config.model.gpt) == {
+        "block_size": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "dropout": 0.0,
+        "activation": "gelu",
+    }
     assert (config.data.batch_size, config.trainer.max_steps) == (12, 2000)

@@ -31,7 +31,7 @@ from tinygpt_pl.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from tinygpt_pl.data import Batch
 from tinygpt_pl.diagnosis import Diverged
 from tinygpt_pl.files import PARTIAL, sweep
-from tinygpt_pl.options import VERBS
+from tinygpt_pl.parser import VERBS
 
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -513,7 +513,10 @@ def test_fault_12_the_same_seed_and_another(cli: Run, text_file: Path) -> None:
     [
         ("--model.gpt.n_embd=32", "n_embd is 16 in the checkpoint and 32 here"),
         ("--model.gpt.block_size=16", "block_size is 8 in the checkpoint and 16 here"),
-        ("--data.corpus=other.txt", "vocab_size is 27 in the checkpoint and 3 here"),
+        (
+            "--data.corpus=other.txt",
+            r"data.corpus has to stay \S+english.txt \(SHA-256 \w+…\) in a run that goes on, got other.txt",
+        ),
         ("--data.batch_size=3", "the number of windows in a step .* has to stay 4 in a run that goes on, got 3"),
         ("--seed_everything=7", "seed_everything has to stay 1337 in a run that goes on, got 7"),
     ],
@@ -695,12 +698,13 @@ def bombs(sound: Path) -> dict[str, bytes]:
     return {"plain": plain, "zipped": zipped, "legacy": legacy, "polyglot": plain + sound.read_bytes()}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "import"])
 def test_fault_16_code_in_a_checkpoint(cli: Run, text_file: Path, verb: str) -> None:
     cli("fit", *small(text_file, trainer__max_steps=4))
     for name, raw in bombs(LAST).items():
         Path(f"{name}.ckpt").write_bytes(raw)
-        code, _, err = cli(verb, f"--ckpt_path={name}.ckpt", *([LONGER] if verb == "fit" else []))
+        more = {"fit": [LONGER], "export": ["--output_dir=exported"]}.get(verb, [])
+        code, _, err = cli(verb, f"--ckpt_path={name}.ckpt", *more)
         assert not Path("exploded").exists(), name
         assert code == 2
         assert f"{name}.ckpt is damaged or no checkpoint" in three_lines(err)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runs import Run
-from tinygpt_pl import cli as command_line
+from tinygpt_pl import training
 from tinygpt_pl.options import build_parser
 
 BASE = Path(__file__).parent.parent / "configs" / "base.yaml"
@@ -69,7 +69,7 @@ def assert_understood_or_refused(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TINYGPT_CACHE", str(cache))
-    monkeypatch.setattr(command_line, "run", lambda job: 0)  # everything but the training itself
+    monkeypatch.setattr(training, "carry_out", lambda job: 0)  # everything but the training itself
     outcomes = {0: 0, 2: 0}
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tinygpt_pl.gpt import GPT, GPTConfig
     from tinygpt_pl.module import TinyGPT
     from tinygpt_pl.optim import OptimConfig, warmup_cosine
+    from tinygpt_pl.sampling import generate
     from tinygpt_pl.tokenizer import CharTokenizer
 
 __version__ = version("tinygpt_pl")
@@ -20,10 +21,11 @@ _HOMES = {
     "OptimConfig": "optim",
     "TextDataModule": "data",
     "TinyGPT": "module",
+    "generate": "sampling",
     "warmup_cosine": "optim",
 }
 
-__all__ = ["GPT", "CharTokenizer", "GPTConfig", "OptimConfig", "TextDataModule", "TinyGPT", "warmup_cosine"]
+__all__ = ["GPT", "CharTokenizer", "GPTConfig", "OptimConfig", "TextDataModule", "TinyGPT", "generate", "warmup_cosine"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""What happens around the steps: evaluation at both ends, dropout's seed, and the record of the run."""
+"""What happens around the steps: evaluation at both ends, samples, dropout's seed, and the record of the run."""
 
 import math
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tinygpt_pl.files import replacing
 from tinygpt_pl.gpt import INIT_STD
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs import event_sizes
+from tinygpt_pl.sampling import generate
+from tinygpt_pl.tokenizer import Tokenizer
 
 
 class Evaluation(Callback):
@@ -27,9 +30,14 @@ class Evaluation(Callback):
     Between, `val_check_interval` does so. Each checkpoint gets the latest validation loss and its optimizer step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fresh: bool) -> None:
+        """Evaluate nothing yet.
+
+        Args:
+            fresh: whether the run starts from weights that have learnt nothing, whose loss is known beforehand.
+        """
         self.evaluated, self.val_loss = -1, math.nan
-        self.reopened = False
+        self.fresh, self.reopened = fresh, False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -66,7 +74,7 @@ class Evaluation(Callback):
         assert isinstance(pl_module, TinyGPT)
         step, config = trainer.global_step, pl_module.gpt.config
         train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
-        if step == 0:
+        if step == 0 and self.fresh:
             check_start(val, config.vocab_size, config.n_embd * INIT_STD**2)
         check_evaluation(step, train, val, config.vocab_size, pl_module.learning_rate(step))
         self.evaluated, self.val_loss = step, val
@@ -77,6 +85,39 @@ class Evaluation(Callback):
         """Ask for the last evaluation, also where `max_steps` is no multiple of the interval."""
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
+
+
+class Samples(Callback):
+    """Draws a short text after each evaluation, for TensorBoard's text page and, if asked, for the console.
+
+    It begins with nothing and is drawn with the same numbers each time, so that two samples differ by what has been
+    learnt between them. No random number of the training is used up.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, tokens: int, *, show: bool) -> None:
+        """Draw nothing yet.
+
+        Args:
+            tokenizer: of the network.
+            seed: of the draws.
+            tokens: to draw each time.
+            show: whether the console is to have the text too.
+        """
+        self.tokenizer, self.seed, self.tokens, self.show = tokenizer, seed, tokens, show
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw one."""
+        assert isinstance(pl_module, TinyGPT)
+        if not trainer.is_global_zero:
+            return
+        start = torch.tensor([[self.tokenizer.start]])
+        ids = generate(pl_module.gpt, start, self.tokens, seed=self.seed)[0, 1:]
+        block = textwrap.indent(self.tokenizer.decode(ids), "    ", lambda line: True)  # preformatted, in Markdown
+        for logger in trainer.loggers:
+            if isinstance(logger, EventLogger):
+                logger.log_text("sample", block, trainer.global_step)
+        if self.show:
+            say(trainer, block)
 
 
 class Compilation(Callback):

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ import torch
 from torch import Tensor
 
 from tinygpt_pl.files import replacing
+from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.tokenizer import Tokenizer, tokenizer_from
+
+TENSORS_PER_BLOCK = 12
+"""Weights and biases of four matrices and two LayerNorms."""
 
 FORMAT = 1
 """Counts up when files of the version before can no longer be read."""
@@ -110,20 +116,74 @@ def newest_sound(folder: Path) -> tuple[int, Path] | None:
     return found if found[0] >= 0 else None
 
 
-def check_same_network(checkpoint: Mapping[str, Any], gpt: Mapping[str, Any], characters: str) -> None:
-    """Compare the network and the vocabulary that are asked for with those of a checkpoint; dropout may differ.
+def read_or_point(path: Path) -> dict[str, Any]:
+    """`read_checkpoint` that names the newest sound checkpoint beside a damaged one.
+
+    Raises:
+        ValueError: as it does.
+        OSError: as it does.
+    """
+    try:
+        return read_checkpoint(path)
+    except DamagedCheckpoint as error:
+        sound = newest_sound(path.parent)
+        way_out = f"; the newest sound one beside it is {sound[1]}, of iteration {sound[0]}" if sound else ""
+        raise ValueError(f"{error}{way_out}") from None
+
+
+def is_untrained(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds weights to start from and no run to go on with: one that was imported."""
+    return not checkpoint["optimizer_states"]
+
+
+def stored_settings(checkpoint: Mapping[str, Any]) -> tuple[GPTConfig, Tokenizer]:
+    """The network's shape and the tokenizer of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: if there are none, or one does not fit the other.
+    """
+    settings = checkpoint["hyper_parameters"]
+    try:
+        config, tokenizer = GPTConfig(**settings["gpt"]), tokenizer_from(settings["tokenizer"])
+        kinds = {name: type(value) for name, value in asdict(GPTConfig()).items()}
+        sound = all(isinstance(value, kinds[name]) for name, value in asdict(config).items())
+        size = tokenizer.vocab_size
+    except (TypeError, AttributeError, KeyError):
+        sound, size = False, -1
+    if not sound or config.vocab_size != size:
+        raise DamagedCheckpoint("the checkpoint is damaged: its hyper_parameters are no network with its vocabulary")
+    return config, tokenizer
+
+
+def load_network(checkpoint: Mapping[str, Any]) -> tuple[GPT, Tokenizer]:
+    """The network of a checkpoint in float32 and eval mode, and its tokenizer; the checkpoint's own tensors are used.
+
+    Raises:
+        DamagedCheckpoint: if the weights are not those of such a network.
+    """
+    config, tokenizer = stored_settings(checkpoint)
+    weights = {str(name).removeprefix("gpt."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    if config.n_layer * TENSORS_PER_BLOCK > len(weights):  # before a billion of them are built
+        raise DamagedCheckpoint(f"the checkpoint is damaged: it has no weights for {config.n_layer} blocks")
+    with torch.device("meta"):  # shapes alone
+        gpt = GPT(config)
+    check_weights(weights, gpt.state_dict())
+    gpt.load_state_dict(weights, assign=True)
+    return gpt.float().eval(), tokenizer
+
+
+def check_same_network(checkpoint: Mapping[str, Any], gpt: GPTConfig) -> None:
+    """Compare the network that is asked for with that of a checkpoint; dropout may differ.
 
     Raises:
         ValueError: naming each difference.
     """
-    stored = checkpoint["hyper_parameters"]
+    stored = asdict(stored_settings(checkpoint)[0])
     differences = [
-        f"{name} is {stored['gpt'].get(name)} in the checkpoint and {value} here"
-        for name, value in gpt.items()
-        if name != "dropout" and stored["gpt"].get(name) != value
+        f"{name} is {stored[name]} in the checkpoint and {value} here"
+        for name, value in asdict(gpt).items()
+        if name != "dropout" and stored[name] != value
     ]
-    if not differences and stored["tokenizer"].get("characters") != characters:
-        differences = ["the checkpoint was trained on a text with other characters"]
     if differences:
         raise ValueError("the checkpoint does not fit: " + "; ".join(differences))
 

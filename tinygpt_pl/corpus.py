@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tinygpt_pl.files import replacing
+from tinygpt_pl.files import decode_utf8, replacing
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
 
@@ -60,13 +60,7 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None)
 def _decode(raw: bytes, source: str) -> str:
     if not raw:
         raise ValueError(f"corpus {source!r} is empty")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"corpus {source!r} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
-            "convert it first, for example with iconv -t UTF-8"
-        ) from None
+    return decode_utf8(raw, f"corpus {source!r}")
 
 
 def download(url: str, sha256: str, path: Path) -> None:

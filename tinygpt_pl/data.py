@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tinygpt_pl.corpus import default_cache_dir, load_corpus
-from tinygpt_pl.tokenizer import CharTokenizer
+from tinygpt_pl.tokenizer import CharTokenizer, Tokenizer
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) of int64; the targets are the inputs shifted by one token."""
@@ -138,6 +138,7 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         offline_corpus: str | None = "pydoc",
         seed: int = 1337,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Check the settings; no file is touched before `setup`.
 
@@ -153,6 +154,7 @@ class TextDataModule(pl.LightningDataModule):
             cache_dir: where downloads are kept; $TINYGPT_CACHE or else data if left out.
             offline_corpus: what to train on where a download fails; null stops instead.
             seed: of the windows.
+            tokenizer: what turns the text into ids; made of the characters of the text if left out.
 
         Raises:
             ValueError: for a setting outside its range.
@@ -170,12 +172,14 @@ class TextDataModule(pl.LightningDataModule):
         self.eval_coverage, self.val_fraction, self.seed = eval_coverage, val_fraction, seed
         self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else default_cache_dir()
         self.splits: dict[str, Tensor] = {}
+        self._tokenizer = tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the text, and cut it in two.
 
         Raises:
-            ValueError: if the text is unfit, or one of its splits is too short for a window.
+            ValueError: if the text is unfit, has something in it that the tokenizer does not know, or if one of its
+                splits is too short for a window.
             OSError: if it cannot be had.
         """
         if self.splits:
@@ -183,8 +187,11 @@ class TextDataModule(pl.LightningDataModule):
         corpus = load_corpus(self.corpus, self.cache_dir, self.offline_corpus)
         self.corpus_name = corpus.name
         self.corpus_sha256 = hashlib.sha256(corpus.text.encode()).hexdigest()
-        self.tokenizer = CharTokenizer.from_text(corpus.text)
-        ids = torch.from_numpy(self.tokenizer.encode(corpus.text))
+        self.tokenizer = self._tokenizer or CharTokenizer.from_text(corpus.text)
+        try:
+            ids = torch.from_numpy(self.tokenizer.encode(corpus.text))
+        except ValueError as error:
+            raise ValueError(f"corpus {corpus.name!r}: {error}") from None
         boundary = int(len(ids) * (1 - self.val_fraction))
         splits = {"train": ids[:boundary], "val": ids[boundary:]}
         for name, split in splits.items():

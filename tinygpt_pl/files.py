@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed. And their text."""
 
 import os
 from collections.abc import Iterator
@@ -48,3 +48,18 @@ def sweep(folder: Path, pattern: str) -> None:
     for partial in folder.glob(pattern + PARTIAL):
         if partial.is_file():
             partial.unlink()
+
+
+def decode_utf8(raw: bytes, name: str) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: at the first byte that is not UTF-8, with its offset.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
+            "convert it first, for example with iconv -t UTF-8"
+        ) from None

@@ -6,6 +6,7 @@ B windows in a batch, T tokens in a window, C channels (`n_embd`), H heads, D ch
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,20 @@ from torch.nn import functional as F
 
 INIT_STD = 0.02  # GPT-2, `initializer_range`
 
+Activation = Literal["gelu", "gelu_tanh"]
+"""GELU (arXiv 1606.08415), exact, or by the tanh that the published GPT-2 approximates it with."""
+
+APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+"""The same in torch's words."""
+
 
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of the network; the defaults are the base size.
 
     Raises:
-        ValueError: for a size below 1, a width that the heads do not divide, or a dropout outside [0, 1).
+        ValueError: for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), or an activation
+            of another name.
     """
 
     vocab_size: int = 65
@@ -34,6 +42,8 @@ class GPTConfig:
     """Channels of the residual stream."""
     dropout: float = 0.2
     """Share of activations dropped in training, after the embeddings, in attention and on each residual branch."""
+    activation: Activation = "gelu"
+    """Between the two maps of an MLP: gelu, or gelu_tanh, its approximation in the published GPT-2."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -45,6 +55,8 @@ class GPTConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout has to be in [0, 1), got {self.dropout}")
+        if self.activation not in get_args(Activation):
+            raise ValueError(f"activation has to be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
 
 
 class Dropout(nn.Dropout):
@@ -101,10 +113,12 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
+        self.approximate = APPROXIMATE[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map every position of (B, T, C) on its own."""
-        out: Tensor = self.dropout(self.c_proj(F.gelu(self.c_fc(x))))  # inside: (B, T, 4C)
+        hidden = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
+        out: Tensor = self.dropout(self.c_proj(hidden))
         return out
 
 

@@ -15,15 +15,15 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, StepSeed
+from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, Samples, StepSeed
 from tinygpt_pl.checkpoint import (
-    DamagedCheckpoint,
     check_same_network,
     check_training_state,
     check_weights,
+    is_untrained,
     iteration_of,
-    newest_sound,
-    read_checkpoint,
+    read_or_point,
+    stored_settings,
 )
 from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
 from tinygpt_pl.curve import Curve, EventLogger
@@ -44,20 +44,28 @@ class Job:
     def __init__(self, verb: str, args: Sequence[str]) -> None:
         self.verb, self.parser = verb, build_parser(verb)
         self.checkpoint = self._take_options(args)
+        self.resumes = self.checkpoint is not None and not is_untrained(self.checkpoint)
         self.iteration: int = self.checkpoint["global_step"] if self.checkpoint else 0
         self.notes = self._suit()
         self.settings = self.parser.instantiate(self.config)
         gpt: GPTConfig = self.settings.model.gpt
-        self.data = TextDataModule(**self.settings.data, block_size=gpt.block_size, seed=self.config.seed_everything)
+        self.data = TextDataModule(
+            **self.settings.data,
+            block_size=gpt.block_size,
+            seed=self.config.seed_everything,
+            tokenizer=stored_settings(self.checkpoint)[1] if self.checkpoint else None,
+        )
         self.data.setup()
         self.gpt = dataclasses.replace(gpt, vocab_size=self.data.tokenizer.vocab_size)
         check_memory(self.gpt)
         if self.checkpoint:
-            check_same_network(self.checkpoint, dataclasses.asdict(self.gpt), self.data.tokenizer.characters)
+            check_same_network(self.checkpoint, self.gpt)
         self.files = CheckpointFiles()
         self.folder: RunFolder | None = None
         self.run_dir = self._place() if verb == "fit" else None
-        if self.checkpoint and verb == "fit":
+        if self.checkpoint and verb == "fit" and not self.resumes:
+            self.notes.append(f"a new run with the weights of {self.ckpt_path}")
+        elif self.checkpoint and verb == "fit":
             check_iteration(self.iteration, self.config.trainer.max_steps)
             check_lasting(self.checkpoint, self.before, self.config, self.data)
             self.notes.append(f"going on from iteration {self.iteration} of {self.ckpt_path}")
@@ -71,7 +79,7 @@ class Job:
         if config.ckpt_path is not None:
             self.ckpt_path = find_checkpoint(config.ckpt_path, self.given_dir)
             self.written = self.ckpt_path.stat().st_mtime_ns
-            checkpoint = self._read(self.ckpt_path)
+            checkpoint = read_or_point(self.ckpt_path)
             settings, held = plain_settings(checkpoint["config"])
             self.before = self.parser.parse_object(settings)
             config = self.parser.parse_args(args, namespace=self.before.clone())
@@ -96,18 +104,9 @@ class Job:
                 notes.append(f"NOTE: not compiled, since that does not pay on a {device}")
         return notes
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
-        try:
-            return read_checkpoint(path)
-        except DamagedCheckpoint as error:
-            sound = newest_sound(path.parent)
-            way_out = f"; the newest sound one beside it is {sound[1]}, of iteration {sound[0]}" if sound else ""
-            raise ValueError(f"{error}{way_out}") from None
-
     def _place(self) -> Path | None:
         """The folder of the run; None stands for a new one. No run is written over, and none loses what it has."""
-        given, own = self.given_dir, run_of(self.ckpt_path) if self.ckpt_path else None
+        given, own = self.given_dir, self._own_dir()
         if self.ckpt_path and own and (given is None or given.resolve() == own.resolve()):
             last = checkpoint_path(own, "last")
             if self.ckpt_path.name == last.name or (reached := iteration_of(last)) <= self.iteration:
@@ -122,6 +121,10 @@ class Job:
             raise ValueError(f"{given} holds a run already; {way_out}, or give another --run_dir")
         return given
 
+    def _own_dir(self) -> Path | None:
+        """The folder of the run to go on with, if there is one."""
+        return run_of(self.ckpt_path) if self.ckpt_path and self.resumes else None
+
     @property
     def finished(self) -> bool:
         """Whether all steps have been taken and evaluated."""
@@ -131,7 +134,7 @@ class Job:
     @property
     def goes_on(self) -> bool:
         """Whether the run goes on in the folder of its checkpoint."""
-        own = run_of(self.ckpt_path) if self.ckpt_path else None
+        own = self._own_dir()
         return own is not None and self.run_dir is not None and own.resolve() == self.run_dir.resolve()
 
     def prepare(self) -> None:
@@ -156,7 +159,9 @@ class Job:
             self.trainer = self._fit_trainer(self.run_dir or new_run_dir())
             # Weights and optimizer are then loaded as they were saved, with no rounding on the way.
             self.trainer.precision_plugin.convert_module(self.model)
-            if self.checkpoint:
+            if self.checkpoint and not self.resumes:
+                self.model.load_state_dict(self.checkpoint["state_dict"])
+            elif self.checkpoint:
                 groups = decay_groups(self.model.gpt, 0.0)
                 check_training_state(self.checkpoint, [p.shape for group in groups for p in group["params"]])
                 check_windows(self.checkpoint["windows_per_step"], self.data.windows_per_step(self.trainer))
@@ -182,8 +187,9 @@ class Job:
         options = dict(self.settings.trainer)
         before = self.checkpoint["config"] if self.checkpoint and self.goes_on else ""
         if options["logger"] in (None, True):
-            options["logger"] = EventLogger(run_dir, purge_step=self.iteration + 1 if self.checkpoint else None)
+            options["logger"] = EventLogger(run_dir, purge_step=self.iteration + 1 if self.resumes else None)
         interval, signals = self.config.eval_interval, StopSignals()
+        seed, tokens = self.config.seed_everything, self.config.sample_tokens
         callbacks: list[Callback] = [
             signals,
             RunRecord(run_dir, self._record(), self.data, before),
@@ -191,9 +197,10 @@ class Job:
             LongRunNotice(interval, "--config configs/cpu.yaml takes minutes"),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
             *([Compilation()] if self.config.compile else []),
-            StepSeed(self.config.seed_everything),
+            StepSeed(seed),
             Curve(options["log_every_n_steps"], self.config.peak_tflops and self.config.peak_tflops * 1e12),
-            Evaluation(),
+            Evaluation(fresh=self.checkpoint is None),
+            *([Samples(self.data.tokenizer, seed, tokens, show=self.config.print_samples)] if tokens else []),
             BestCheckpoint(run_dir, self.files),
             LastCheckpoint(run_dir, self.config.save_minutes, signals),
         ]
@@ -229,6 +236,9 @@ class Job:
         record.data.corpus = self.data.corpus_name
         for name in ("config", "ckpt_path", "run_dir"):
             record.pop(name, None)
+        origin = self.before.ckpt_path if self.resumes else self.ckpt_path
+        if origin:  # weights of another making, without which this would be another run
+            record.ckpt_path = str(origin)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
         return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
@@ -240,7 +250,7 @@ class Job:
             return
         if self.checkpoint and self.folder and self.goes_on:
             rewind_events(self.folder.path, self.checkpoint["events"])
-        self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path, weights_only=True)
+        self.trainer.fit(self.model, self.data, ckpt_path=self.ckpt_path if self.resumes else None, weights_only=True)
 
     def validate(self) -> None:
         """Print the line of the table again."""

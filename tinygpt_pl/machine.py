@@ -35,6 +35,18 @@ def device_type(accelerator: str) -> str:
     return accelerator
 
 
+def find_device(accelerator: str) -> torch.device:
+    """The device that goes by a name of Lightning's for an accelerator.
+
+    Raises:
+        ValueError: if this machine has none.
+    """
+    try:
+        return torch.empty(0, device=device_type(accelerator)).device
+    except (RuntimeError, AssertionError) as error:  # torch raises one or the other for a device that it lacks
+        raise ValueError(f"accelerator {accelerator} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether a kind of device has instructions for products of bfloat16; in software they are many times slower."""
     if device == "cuda":
@@ -67,3 +79,9 @@ def matmul_flops(device: torch.device, precision: str, seconds: float = 0.02) ->
         if best >= seconds or n == 16384:  # 1 GB of float32
             return 2 * n**3 / best
         n *= 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of any kind ran out; torch has a class of its own for that on GPUs alone."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

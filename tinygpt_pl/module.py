@@ -17,12 +17,12 @@ from tinygpt_pl.data import Batch
 from tinygpt_pl.diagnosis import check_step
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
-from tinygpt_pl.tokenizer import CharTokenizer
+from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
 
 PATIENT_DEVICES = {"cuda"}
 """Where a fused AdamW itself can leave a step out, so that nobody has to wait for the device to look at each first."""
 
-Settings = TypeVar("Settings", GPTConfig, OptimConfig, CharTokenizer)
+Settings = TypeVar("Settings", GPTConfig, OptimConfig)
 
 
 class TokenMean(Metric):
@@ -61,7 +61,7 @@ class TinyGPT(pl.LightningModule):
         self,
         gpt: GPTConfig | Mapping[str, Any] = GPTConfig(),
         optim: OptimConfig | Mapping[str, Any] = OptimConfig(),
-        tokenizer: CharTokenizer | Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | Mapping[str, Any] | None = None,
     ) -> None:
         """Build the network with fresh weights.
 
@@ -76,7 +76,7 @@ class TinyGPT(pl.LightningModule):
         super().__init__()
         self.gpt = GPT(_settings(GPTConfig, gpt))
         self.optim = _settings(OptimConfig, optim)
-        self.tokenizer = None if tokenizer is None else _settings(CharTokenizer, tokenizer)
+        self.tokenizer = tokenizer_from(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         if self.tokenizer and self.tokenizer.vocab_size != self.gpt.config.vocab_size:
             raise ValueError(
                 f"vocab_size is {self.gpt.config.vocab_size}, but the vocabulary has {self.tokenizer.vocab_size} tokens"
@@ -129,8 +129,9 @@ class TinyGPT(pl.LightningModule):
             "eval/val_loss": val,
             "eval/gap": val - train,
             "eval/val_perplexity": val.exp(),
-            "eval/val_bits_per_char": val / math.log(2),
         }
+        if not isinstance(self.tokenizer, BPETokenizer):
+            report["eval/val_bits_per_char"] = val / math.log(2)
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
         self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
 

@@ -1,28 +1,20 @@
-"""What can be set on the command line, and how a mistake in it is told.
+"""What can be set when a network is trained or scored.
 
 jsonargparse is used directly, not through LightningCLI: that one takes a network's settings from a checkpoint over
 those that were asked for, without a word, and has no place for a vocabulary that is known once the text is read.
 """
 
-import difflib
 import inspect
-import re
-import sys
-from typing import Literal, NoReturn
+from typing import Literal
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.optim import OptimConfig
+from tinygpt_pl.parser import PROG, VERBS, Parser
 
-PROG = "python -m tinygpt_pl"
-VERBS = {
-    "fit": "train a network, or go on with --ckpt_path last",
-    "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
-    "test": "score a checkpoint on the whole validation split, every token once",
-}
 TRAINER_OPTIONS = {
     *("accelerator", "devices", "num_nodes", "strategy", "plugins"),
     *("max_steps", "accumulate_grad_batches", "gradient_clip_val"),
@@ -35,6 +27,7 @@ LOWEST = {
     "seed_everything": 0,
     "eval_interval": 1,
     "save_minutes": 0,
+    "sample_tokens": 0,
     "peak_tflops": 0,
     "trainer.max_steps": 1,
     "trainer.log_every_n_steps": 1,
@@ -47,30 +40,6 @@ NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val", "trainer.precisi
 """Settings that may be null though their default is not."""
 
 
-class Parser(ArgumentParser):
-    """An ArgumentParser that says what is wrong in three lines at most."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Name the value, the rule and the way out, and exit with 2."""
-        fail(message, self._suggestion(message))
-        sys.exit(2)
-
-    def _suggestion(self, message: str) -> str:
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        for word in re.findall(r"[\w.]{4,}", message):
-            close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
-            if close and close != [f"--{word}"]:
-                return f"did you mean {close[0]}? All options: {self.prog} --help"
-        return f"all options: {self.prog} --help"
-
-
-def fail(message: str, hint: str = "") -> None:
-    """Print an error in two lines and a hint in a third; what others have to say can be longer than that."""
-    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
-    lines = [first[:400], " ".join(rest)[:400], hint]
-    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
-
-
 def build_parser(verb: str) -> Parser:
     """The options of one command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -81,6 +50,10 @@ def build_parser(verb: str) -> Parser:
     parser.add_argument(
         "--save_minutes", type=float, default=5.0, help="longest time between two saves of last.ckpt, in minutes"
     )
+    parser.add_argument(
+        "--sample_tokens", type=int, default=200, help="tokens of the text drawn after each evaluation; 0 for none"
+    )
+    parser.add_argument("--print_samples", type=bool, default=False, help="show that text on the console, too")
     parser.add_argument(
         "--compile",
         type=bool | Literal["auto"],
@@ -104,7 +77,7 @@ def build_parser(verb: str) -> Parser:
     parameters = inspect.signature(pl.Trainer).parameters
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
-    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed"}, instantiate=False)
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "tokenizer"}, instantiate=False)
     parser.add_class_arguments(
         pl.Trainer,
         "trainer",

@@ -86,7 +86,7 @@ def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
         held += [name for name, value in trainer.items() if isinstance(value, dict | list) and name != "devices"]
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
-    tree = {name: value for name, value in tree.items() if name not in PLACES}
+    tree = {name: value for name, value in tree.items() if name not in ("config", "run_dir")}
     tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
     return tree, [f"trainer.{name}" for name in held]
 

@@ -1,10 +1,18 @@
 """Text to token ids and back."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
+END_OF_TEXT = "<|endoftext|>"
+"""What GPT-2 puts between two texts."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +21,9 @@ class CharTokenizer:
 
     characters: str
     """The vocabulary, sorted and without repeats."""
+
+    unit = "character"
+    """What a token is."""
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
@@ -23,6 +34,11 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         """Number of tokens."""
         return len(self.characters)
+
+    @property
+    def start(self) -> int:
+        """The id that stands before a text of which nothing is known: a line's end, if there is one."""
+        return max(self.characters.find("\n"), 0)
 
     @cached_property
     def _ids(self) -> npt.NDArray[np.int32]:
@@ -35,18 +51,85 @@ class CharTokenizer:
         """Ids of the characters of a text.
 
         Raises:
-            ValueError: for a character that is not in the vocabulary, with its position.
+            ValueError: for a character that is not in the vocabulary, with its position, and the vocabulary.
         """
         ids = self._ids[_code_points(text)]
         unknown = np.flatnonzero(ids < 0)
         if unknown.size:
             at = int(unknown[0])
-            raise ValueError(f"character {text[at]!r} at position {at} is not among the {self.vocab_size} known ones")
+            raise ValueError(
+                f"character {text[at]!r} at position {at} is not among the {self.vocab_size} known ones:\n"
+                f"{self.characters!r}"
+            )
         return ids
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of a sequence of ids."""
         return "".join(self.characters[i] for i in np.asarray(ids).tolist())
+
+
+@dataclass(frozen=True)
+class BPETokenizer:
+    """Byte-level byte-pair encoding (GPT-2), which knows every text; the library `tokenizers` does the work."""
+
+    json: str
+    """The content of its tokenizer.json, the library's own format."""
+
+    unit = "token"
+    """What a token is."""
+
+    @cached_property
+    def _library(self) -> "Library":
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise ValueError("its tokenizer needs a library: pip install tokenizers") from None
+        try:
+            library = Tokenizer.from_str(self.json)
+        except Exception as error:  # the library's own, which has no class but this
+            raise ValueError(f"this is no tokenizer.json: {error}") from None
+        library.no_truncation()  # both may be settings of the file
+        library.no_padding()
+        return library
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return int(self._library.get_vocab_size())
+
+    @property
+    def start(self) -> int:
+        """The id that stands before a text of which nothing is known: GPT-2's end of another, else a line's end."""
+        end = self._library.token_to_id(END_OF_TEXT)
+        return int(self.encode("\n")[0]) if end is None else int(end)
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Ids of the tokens of a text.
+
+        Raises:
+            ValueError: for half of a surrogate pair, which is no text.
+        """
+        try:
+            ids: Sequence[int] = self._library.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise ValueError(f"{text[:40]!r} is no text: it has half of a surrogate pair") from None
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Text of a sequence of ids; bytes that make no character become U+FFFD."""
+        return str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+
+Tokenizer = CharTokenizer | BPETokenizer
+
+
+def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that `dataclasses.asdict` turned into a mapping.
+
+    Raises:
+        TypeError: if it is no such mapping.
+    """
+    return BPETokenizer(**settings) if "json" in settings else CharTokenizer(**settings)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

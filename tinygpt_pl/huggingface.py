@@ -1,0 +1,259 @@
+"""Checkpoints as folders of Hugging Face transformers, and such folders as checkpoints. No code in either is ever run.
+
+The format is that of its GPT-2: the same names, with the matrices of linear maps transposed.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from tinygpt_pl.checkpoint import FORMAT, DamagedCheckpoint, load_network
+from tinygpt_pl.files import replacing
+from tinygpt_pl.gpt import INIT_STD, GPTConfig
+from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+"""Constants that older files carry."""
+
+SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+"""Names of sizes in config.json, with the values that leaving one out stands for: those of the smallest GPT-2."""
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+EPSILON = 1e-5
+"""Of LayerNorm, in torch as in GPT-2."""
+
+REQUIRED = {
+    "model_type": "gpt2",
+    "layer_norm_epsilon": EPSILON,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+"""What the network of gpt.py is; leaving one out of config.json stands for the same, but for the first."""
+
+
+def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Write a checkpoint as a folder that transformers opens: network, tokenizer, and where they come from.
+
+    Raises:
+        DamagedCheckpoint: if the checkpoint is no sound network.
+        OSError: if a file cannot be written.
+    """
+    gpt, tokenizer = load_network(checkpoint)
+    weights = {f"transformer.{name}": _transposed(name, tensor) for name, tensor in gpt.state_dict().items()}
+    origin = {
+        "format": "pt",
+        "tinygpt_pl": version("tinygpt_pl"),
+        "iteration": str(checkpoint["global_step"]),
+        "val_loss": str(checkpoint["val_loss"]),
+        "corpus": checkpoint["corpus"]["name"],
+        "corpus_sha256": checkpoint["corpus"]["sha256"],
+        "config": checkpoint["config"],
+    }
+    files = {
+        WEIGHTS: safetensors.torch.save(weights, origin),
+        CONFIG: _json(_config(gpt.config, tokenizer)),
+        TOKENIZER: (tokenizer.json if isinstance(tokenizer, BPETokenizer) else _char_json(tokenizer)).encode(),
+        "tokenizer_config.json": _json(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": gpt.config.block_size,
+                "clean_up_tokenization_spaces": False,
+                **({"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT} if _end_of_text(tokenizer) is not None else {}),
+            }
+        ),
+    }
+    for name, content in files.items():
+        with replacing(folder / name) as file:
+            file.write(content)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _transposed(name: str, tensor: Tensor) -> Tensor:
+    return tensor.t().contiguous() if TRANSPOSED.fullmatch(name) else tensor
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int | None:
+    if isinstance(tokenizer, CharTokenizer):
+        return None
+    ids = tokenizer.encode(END_OF_TEXT)
+    return int(ids[0]) if len(ids) == 1 else None
+
+
+def _config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    sizes = {name: getattr(gpt, "block_size" if name == "n_positions" else name) for name in SIZES}
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == gpt.activation)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **REQUIRED,
+        **sizes,
+        "activation_function": activation,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), gpt.dropout),
+        "initializer_range": INIT_STD,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), _end_of_text(tokenizer)),
+        "dtype": "float32",
+    }
+
+
+CHARACTERS = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+"""How the library tokenizers cuts a text into characters."""
+
+
+def _char_json(tokenizer: CharTokenizer) -> str:
+    """A tokenizer.json of characters; without an unknown token, so that one outside the vocabulary is an error."""
+    ids = {character: i for i, character in enumerate(tokenizer.characters)}
+    parts: dict[str, Any] = {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
+        "added_tokens": [],
+        "pre_tokenizer": CHARACTERS,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": ""},
+    }
+    return _json(parts).decode()
+
+
+def import_folder(folder: Path) -> dict[str, Any]:
+    """Read a GPT-2 folder of transformers as a checkpoint of no iterations, to write with or to train further.
+
+    Raises:
+        ValueError: if something in it is missing, damaged, or not what the network of gpt.py can be.
+        OSError: if a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    gpt = _read_config(folder)
+    tokenizer = _read_tokenizer(folder)
+    asked, known = gpt["vocab_size"], tokenizer.vocab_size
+    if asked != known:
+        raise ValueError(f"{folder}: vocab_size is {asked} in {CONFIG}, but the tokenizer has {known} tokens")
+    settings = {name: value for name, value in gpt.items() if name != "vocab_size"}
+    checkpoint = {
+        "format": FORMAT,
+        "pytorch-lightning_version": version("lightning"),  # which Lightning looks for
+        "state_dict": {f"gpt.{name}": tensor for name, tensor in _read_weights(folder).items()},
+        "hyper_parameters": {"gpt": gpt, "optim": {}, "tokenizer": asdict(tokenizer)},
+        "config": yaml.safe_dump({"model": {"gpt": settings}, "trainer": {}}),
+        "corpus": {"name": "", "sha256": ""},
+        **{name: [] for name in ("optimizer_states", "lr_schedulers")},
+        **{name: {} for name in ("loops", "callbacks", "events")},
+        "global_step": 0,
+        "epoch": 0,
+        "windows_per_step": 0,
+        "evaluated": -1,
+        "val_loss": math.nan,
+    }
+    try:
+        load_network(checkpoint)
+    except DamagedCheckpoint as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return checkpoint
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings")
+    return content
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The settings of GPTConfig in a config.json."""
+    path = folder / CONFIG
+    config = _read_json(path)
+    sizes = {name: config.get(name, default) for name, default in SIZES.items()}
+    for name, size in sizes.items():
+        if type(size) is not int:
+            raise ValueError(f"{path}: {name} has to be a whole number, got {size!r}")
+    wide = config.get("n_inner")
+    if wide is not None and wide != 4 * sizes["n_embd"]:
+        raise ValueError(f"{path}: n_inner has to be four times n_embd, got {wide}")
+    for name, value in REQUIRED.items():
+        found = config.get(name, None if name == "model_type" else value)
+        if found != value:
+            raise ValueError(f"{path}: {name} has to be {value}, got {found}")
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{path}: activation_function has to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    sizes["block_size"] = sizes.pop("n_positions")
+    try:
+        gpt = GPTConfig(**sizes, dropout=config.get("resid_pdrop", 0.1), activation=ACTIVATIONS[activation])  # type: ignore[arg-type]  # one of its two
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return asdict(gpt)
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / TOKENIZER
+    if not path.exists() and (folder / "vocab.json").exists():
+        return BPETokenizer(_join_bpe(folder))
+    content = _read_json(path)
+    try:
+        kind, ids = content["model"]["type"], content["model"]["vocab"]
+        characters = "".join(sorted(ids, key=ids.__getitem__)) if kind == "WordLevel" else ""
+        byte_level = kind == "BPE" and content["decoder"]["type"] == "ByteLevel"
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no tokenizer: {error!r}") from None
+    if content.get("pre_tokenizer") == CHARACTERS and sorted(ids.values()) == list(range(len(characters))):
+        return CharTokenizer(characters)
+    if not byte_level:
+        raise ValueError(f"{path} has to be byte-level BPE, or of characters as `export` writes it, got {kind}")
+    return BPETokenizer(path.read_text(encoding="utf-8"))
+
+
+def _join_bpe(folder: Path) -> str:
+    """The tokenizer.json of a vocab.json and a merges.txt, the two files of older folders."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    except ImportError:
+        raise ValueError("a vocab.json needs a library: pip install tokenizers") from None
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library's own, which has no class but this
+        raise ValueError(f"{folder}: {error}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return str(tokenizer.to_str())
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Parameters by the names of gpt.py."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        others = sorted(file.name for file in folder.glob("*model*"))
+        found = f"only {', '.join(others)}; save it again as one file of safetensors" if others else "no weights"
+        raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
+    try:
+        stored = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
+    stored = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    head = stored.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, stored.get("wte.weight", torch.empty(0))):
+        raise ValueError(f"{path} has a head of its own; it has to be tied to the token embedding")
+    kept = {name: tensor for name, tensor in stored.items() if not MASKS.fullmatch(name)}
+    return {name: _transposed(name, tensor).float() for name, tensor in kept.items()}

@@ -1,0 +1,42 @@
+"""The words of the command line, and how a mistake in them is told. jsonargparse alone, which starts fast."""
+
+import difflib
+import re
+import sys
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+PROG = "python -m tinygpt_pl"
+VERBS = {
+    "fit": "train a network, or go on with --ckpt_path last",
+    "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
+    "test": "score a checkpoint on the whole validation split, every token once",
+    "generate": "write text with a checkpoint",
+    "export": "turn a checkpoint into a folder that Hugging Face transformers opens",
+    "import": "turn a GPT-2 folder of Hugging Face transformers into a checkpoint",
+}
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser that says what is wrong in three lines at most."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name the value, the rule and the way out, and exit with 2."""
+        fail(message, self._suggestion(message))
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        for word in re.findall(r"[\w.]{4,}", message):
+            close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
+            if close and close != [f"--{word}"]:
+                return f"did you mean {close[0]}? All options: {self.prog} --help"
+        return f"all options: {self.prog} --help"
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Print an error in two lines and a hint in a third; what others have to say can be longer than that."""
+    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
+    lines = [first[:400], " ".join(rest)[:400], hint]
+    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
