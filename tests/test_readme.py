@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Run, small
-from tinygpt_pl import GPT, GPTConfig, warmup_cosine
+from tinygpt_pl import GPT, GPTConfig, exchange, generation, warmup_cosine
 from tinygpt_pl.options import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -30,17 +30,28 @@ def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypat
     (tmp_path / "lightning_logs/version_0/config.yaml").write_text("eval_interval: 250")
     monkeypatch.chdir(tmp_path)
     expected = 500 if "configs/cpu.yaml" in options else 250
-    assert build_parser(verb).parse_args(shlex.split(options)).eval_interval == expected
+    if verb == "generate":
+        generation.build_parser().parse_args(shlex.split(options))
+    elif verb in ("export", "import"):
+        exchange.build_parser(verb).parse_args(shlex.split(options))
+    else:
+        assert build_parser(verb).parse_args(shlex.split(options)).eval_interval == expected
 
 
 def test_the_python_code_runs(
     cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli("fit", *small(text_file))[0] == 0
-    (code,) = re.findall(r"```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
-    exec(textwrap.dedent(code), {})
-    assert "torch.Size([1, 6, 27])" in capsys.readouterr().out
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli("fit", *small(text_file, model__gpt__block_size=64))[0] == 0
+    (export,) = (options for verb, options in COMMANDS if verb == "export")
+    assert cli("export", *shlex.split(export))[0] == 0
+    there, here = re.findall(r"```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+    capsys.readouterr()
+    exec(textwrap.dedent(there), {})
+    assert re.fullmatch(r"to be [a-z ]{50}\n", capsys.readouterr().out)
+    exec(here, {})
+    assert re.fullmatch(r"torch.Size\(\[1, 6, 27\]\) next: .*\nto be [a-z ]{50}\n", capsys.readouterr().out)
 
 
 def test_the_arithmetic_of_the_note() -> None:

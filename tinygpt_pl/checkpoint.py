@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from tinygpt_pl.files import replacing
-from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.gpt import GPT, GPTConfig, parameter_count
 from tinygpt_pl.tokenizer import Tokenizer, tokenizer_from
-
-TENSORS_PER_BLOCK = 12
-"""Weights and biases of four matrices and two LayerNorms."""
 
 FORMAT = 1
 """Counts up when files of the version before can no longer be read."""
@@ -156,20 +153,22 @@ def stored_settings(checkpoint: Mapping[str, Any]) -> tuple[GPTConfig, Tokenizer
 
 
 def load_network(checkpoint: Mapping[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The network of a checkpoint in float32 and eval mode, and its tokenizer; the checkpoint's own tensors are used.
+    """The network of a checkpoint in float32 and eval mode, and its tokenizer.
 
     Raises:
         DamagedCheckpoint: if the weights are not those of such a network.
     """
     config, tokenizer = stored_settings(checkpoint)
     weights = {str(name).removeprefix("gpt."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    if config.n_layer * TENSORS_PER_BLOCK > len(weights):  # before a billion of them are built
-        raise DamagedCheckpoint(f"the checkpoint is damaged: it has no weights for {config.n_layer} blocks")
-    with torch.device("meta"):  # shapes alone
-        gpt = GPT(config)
+    asked, stored = parameter_count(config), sum(tensor.numel() for tensor in weights.values())
+    if asked > 2 * stored:  # before memory is taken for it
+        raise DamagedCheckpoint(
+            f"the checkpoint is damaged: a network like it has {asked:.1e} parameters, not {stored}"
+        )
+    gpt = GPT(config)
     check_weights(weights, gpt.state_dict())
-    gpt.load_state_dict(weights, assign=True)
-    return gpt.float().eval(), tokenizer
+    gpt.load_state_dict(weights)
+    return gpt.eval(), tokenizer
 
 
 def check_same_network(checkpoint: Mapping[str, Any], gpt: GPTConfig) -> None:

@@ -4,7 +4,7 @@ It is that network written out in functions, since for one token the calls of mo
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, addmm, layer_norm
 from torch.nn import functional as F
 
 from tinygpt_pl.gpt import APPROXIMATE, GPT
@@ -19,7 +19,7 @@ class Decoder:
         self.block_size, self.length = config.block_size, 0  # tokens: room for, and read
         self.approximate = APPROXIMATE[config.activation]
         self.wte, self.wpe = gpt.wte.weight.detach(), gpt.wpe.weight.detach()
-        self.blocks = [[p.detach().t() for p in block.parameters()] for block in gpt.h]
+        self.blocks = [[p.detach().t() for p in block.parameters()] for block in gpt.h]  # vectors stay as they are
         self.ln_f = gpt.ln_f.weight.detach(), gpt.ln_f.bias.detach()
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.cache = self.wte.new_empty(shape)
@@ -38,22 +38,22 @@ class Decoder:
             ValueError: for more tokens than that.
         """
         B, T = idx.shape
-        H, D = self.cache.size(3), self.cache.size(5)
+        _, _, _, H, _, D = self.cache.shape
+        C, size = H * D, (H * D,)
         past, end = self.length, self.length + T
         if end > self.block_size:
             raise ValueError(f"a window of {end} tokens does not fit into block_size {self.block_size}")
         seen = torch.ones(T, end, dtype=torch.bool, device=idx.device).tril(past) if past and T > 1 else None
-        x = (self.wte[idx] + self.wpe[past:end]).view(B * T, H * D)
+        x = (self.wte[idx] + self.wpe[past:end]).view(B * T, C)
         new, known = self.cache[..., past:end, :].unbind(), self.cache[..., :end, :].flatten(0, 1).unbind()
         for i, (w1, b1, w_qkv, b_qkv, w_out, b_out, w2, b2, w_fc, b_fc, w_proj, b_proj) in enumerate(self.blocks):
-            qkv = torch.addmm(b_qkv, F.layer_norm(x, w1.shape, w1, b1), w_qkv)
-            qkv = qkv.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+            heads = addmm(b_qkv, layer_norm(x, size, w1, b1), w_qkv).view(B, T, 3, H, D)
+            qkv = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             new[i].copy_(qkv[1:])
             y = F.scaled_dot_product_attention(qkv[0], known[2 * i], known[2 * i + 1], seen, is_causal=not past)
-            x = x + torch.addmm(b_out, y.transpose(1, 2).reshape(B * T, H * D), w_out)
-            y = F.gelu(torch.addmm(b_fc, F.layer_norm(x, w2.shape, w2, b2), w_fc), approximate=self.approximate)
-            x = x + torch.addmm(b_proj, y, w_proj)
+            x = x + addmm(b_out, y.transpose(1, 2).reshape(B * T, C), w_out)
+            hidden = F.gelu(addmm(b_fc, layer_norm(x, size, w2, b2), w_fc), approximate=self.approximate)  # (B·T, 4C)
+            x = x + addmm(b_proj, hidden, w_proj)
         self.length = end
-        last = x.view(B, T, H * D)[:, -1]
         w, b = self.ln_f
-        return F.layer_norm(last, w.shape, w, b) @ self.wte.t()
+        return layer_norm(x.view(B, T, C)[:, -1], size, w, b) @ self.wte.t()

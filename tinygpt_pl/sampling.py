@@ -7,6 +7,7 @@ token.
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -83,19 +84,19 @@ def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     if config.temperature == 0.0:
         return logits.argmax(-1)
     cumulative = filtered(logits, config).softmax(-1).cumsum(-1)  # (B, V)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
 
 
 def uniforms(seed: int, samples: int) -> Iterator[Tensor]:
     """Numbers (B,) in [0, 1) for each token in turn; those of a sample are the same however many there are.
 
     They come from a generator of their own: no other random number of the process is used up. They are multiples of
-    2**-32, so that a product with a sum in double precision stays below that sum.
+    2**-32, and so below what probabilities in double precision add up to, which may fall short of 1.
     """
     generators = [np.random.Philox(key=[seed, sample]) for sample in range(samples)]
     while True:
-        raw = np.array([generator.random_raw() >> 32 for generator in generators], dtype=np.float64)
-        yield torch.from_numpy(raw * 2.0**-32)
+        raw = np.stack([generator.random_raw(64) for generator in generators], axis=1) >> np.uint64(32)
+        yield from torch.from_numpy(raw * 2.0**-32)  # (64, B)
 
 
 def stream(
@@ -133,14 +134,17 @@ def _stream(
     size = gpt.config.block_size
     kept = size if exact_window else max(size // 2, 1)
     decoder = Decoder(gpt, len(idx))
-    window = unread = idx[:, -size:].to(decoder.cache.device)
+    unread = idx[:, -size:].to(decoder.cache.device)
+    window = deque(unread.unbind(1), maxlen=size)
     for uniform in draws:
         token = choose(decoder.read(unread).cpu(), uniform, config)
         yield token
-        unread = token[:, None].to(window)
-        window = torch.cat([window, unread], 1)[:, -size:]
+        window.append(token.to(unread.device))
         if decoder.length == size:
-            decoder.length, unread = 0, window[:, -kept:]
+            decoder.length = 0
+            unread = torch.stack([*window][-kept:], 1)
+        else:
+            unread = window[-1][:, None]
 
 
 def generate(
