@@ -266,6 +266,7 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert code == 0, err
     assert table(scored)[0][:3] == rows[0][:3]
     assert float(rows[-1][2]) < float(rows[0][2]), "it learnt nothing"
+    assert "bits per token | perplexity" in cli("test")[1]
     assert "eval/val_bits_per_char" not in scalars(BEST.parent.parent), "a token is no character"
 
     # It goes on with its own tokenizer, and its settings repeat the run.

@@ -85,6 +85,7 @@ class Table(Callback):
                 f"best: iter {checkpoint['global_step']} | val {loss:.4f} | {path}",
                 f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
                 f"score it on the whole split: python -m tinygpt_pl test --ckpt_path {path}",
+                f"let it write: python -m tinygpt_pl generate --ckpt_path {path}",
             )
         say(trainer, self.data.offline_notice)
 

@@ -263,12 +263,12 @@ class Job:
         """Print the loss over the whole validation split in the units of the field."""
         with redirect_stdout(sys.stderr):
             self.trainer.test(self.model, self.data, verbose=False)
-        nats = self.trainer.callback_metrics["test/loss"].item()
+        nats, unit = self.trainer.callback_metrics["test/loss"].item(), self.data.tokenizer.unit
         tokens = len(self.data.splits["val"]) - 1
         say(
             self.trainer,
             f"iter {self.iteration} | {tokens:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
-            f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+            f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per {unit} | perplexity {math.exp(nats):.4f} "
             f"| average probability {math.exp(-nats):.4f}",
         )
 
