@@ -1,6 +1,7 @@
 """What transformers makes of our networks, and we of its: the same numbers, the same text, offline."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -405,3 +406,15 @@ def test_export_and_import_start_without_lightning_and_transformers(tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, text_file: Path) -> None:
+    """The check at iteration 0 is for fresh weights: what others have learnt can be far from ln V, on either side."""
+    cli("fit", *small(text_file))
+    cli("export", "--output_dir=there")
+    checkpoint = import_folder(Path("there"))
+    checkpoint["state_dict"]["gpt.wte.weight"] *= 15
+    write_checkpoint(checkpoint, Path("bold.ckpt"))
+    code, out, err = cli("fit", "--ckpt_path=bold.ckpt", *small(text_file), "--trainer.max_steps=4")
+    assert code == 0, err
+    assert float(table(out)[0][2]) > math.log(27) + 2

@@ -142,6 +142,8 @@ def test_filters_agree_with_the_logits_processors_of_transformers(temperature: f
     for ours, theirs, value in pairs:
         expected = reference(theirs, value)(None, scores.clone())
         assert torch.equal(ours(scores, value), expected), (theirs, value)
+    even = torch.zeros(1, 4)  # half of it adds up to one half exactly
+    assert torch.equal(keep_top_p(even, 0.5), reference("TopPLogitsWarper", 0.5)(None, even))
     together = filtered(scores, SamplingConfig(temperature, top_k=20, top_p=0.9, min_p=0.05))
     expected = scores
     for processor in (
