@@ -44,8 +44,8 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
         assert lr == f"{warmup_cosine(int(it), 1e-2, 1e-3, 2, 10):.2e}"
         assert abs(float(train) - float(val)) < 0.5
     best = min(rows[1:], key=lambda row: float(row[2]))
-    assert lines[-3] == f"best: iter {best[0]} | val {best[2]} | {RUN}/checkpoints/best.ckpt"
-    probability = float(lines[-2].removeprefix("average probability of the true next character: "))
+    assert lines[-4] == f"best: iter {best[0]} | val {best[2]} | {RUN}/checkpoints/best.ckpt"
+    probability = float(lines[-3].removeprefix("average probability of the true next character: "))
     assert probability == pytest.approx(math.exp(-float(best[2])), abs=1e-4)
 
     files = sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events."))
@@ -57,8 +57,10 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     assert table(out)[0][:3] == best[:3]
     assert len(out.splitlines()) == 1, "the bar belongs on the error stream"
 
-    words = lines[-1].split("python -m tinygpt_pl ")[1].split()
-    code, out, _ = cli(*words)
+    score, write = (line.split("python -m tinygpt_pl ")[1].split() for line in lines[-2:])
+    code, out, _ = cli(*write)
+    assert (code, len(out)) == (0, 501)
+    code, out, _ = cli(*score)
     assert code == 0
     nats = nats_by_hand(RUN / "checkpoints/best.ckpt", text_file)
     assert "399 tokens" in out

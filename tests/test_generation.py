@@ -193,8 +193,9 @@ def test_an_interrupt_ends_a_text_with_130() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--max_new_tokens=-1"], "max_new_tokens has to be at least 0, got -1"),
-        (["--num_samples=0"], "num_samples has to be at least 1, got 0"),
+        (["--max_new_tokens=-1"], r"max_new_tokens has to be at least 0 and below 2\*\*31, got -1"),
+        (["--num_samples=0"], r"num_samples has to be at least 1 and below 2\*\*31, got 0"),
+        (["--num_samples=100000000000"], "num_samples has to be .* below"),
         (["--temperature=-1"], "temperature has to be at least 0 and finite, got -1"),
         (["--temperature=.nan"], "temperature has to be at least 0 and finite, got nan"),
         (["--temperature=nan"], "temperature"),
@@ -213,7 +214,11 @@ def test_an_interrupt_ends_a_text_with_130() -> None:
         (["--ckpt_path=nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["--ckpt_path=latin"], "latin is damaged or no checkpoint"),
         (["--accelerator=abacus"], "accelerator"),
-        *([] if torch.cuda.is_available() else [(["--accelerator=cuda"], "accelerator cuda cannot be used")]),
+        *(
+            []
+            if torch.accelerator.is_available()
+            else [([f"--accelerator={name}"], f"accelerator {name} cannot be used") for name in ("gpu", "cuda", "mps")]
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -239,28 +244,80 @@ def test_fault_26_what_looks_odd_but_has_a_meaning(cli: Run, options: list[str])
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize(
-    ("section", "name", "value"),
+    ("section", "name", "value", "named"),
     [
-        ("gpt", "n_layer", 10**9),
-        ("gpt", "n_layer", "1"),
-        ("gpt", "n_head", 3),
-        ("gpt", "surplus", 1),
-        ("gpt", "vocab_size", 28),
-        ("gpt", "n_embd", 10**7),
-        ("gpt", "activation", "os.system"),
-        ("tokenizer", "characters", 5),
-        ("tokenizer", "characters", "abc"),
-        ("tokenizer", "json", "{}"),
+        ("gpt", "n_layer", 10**9, "a network like it has .* parameters"),
+        ("gpt", "n_layer", "1", "no network with its vocabulary"),
+        ("gpt", "n_head", 3, "n_embd has to be a multiple of n_head"),
+        ("gpt", "surplus", 1, "no network with its vocabulary"),
+        ("gpt", "vocab_size", 28, "no network with its vocabulary"),
+        ("gpt", "n_embd", 10**7, "a network like it has .* parameters"),
+        ("gpt", "activation", "os.system", "activation has to be one of"),
+        ("gpt", "block_size", 9, r"wpe.weight has shape \[8, 16\] in it and \[9, 16\]"),
+        ("tokenizer", "characters", 5, "a text without repeats"),
+        ("tokenizer", "characters", [*"abcdefghijklmnopqrstuvwxyz "], "a text without repeats"),
+        ("tokenizer", "characters", 27 * "a", "a text without repeats"),
+        ("tokenizer", "characters", "abc", "no network with its vocabulary"),
+        ("tokenizer", "json", "{}", "no network with its vocabulary"),
     ],
 )
-def test_fault_26_a_checkpoint_that_was_tampered_with(cli: Run, section: str, name: str, value: Any) -> None:
+def test_fault_26_a_checkpoint_that_was_tampered_with(
+    cli: Run, section: str, name: str, value: Any, named: str
+) -> None:
     checkpoint = load(BEST)
     checkpoint["hyper_parameters"][section][name] = value
     write_checkpoint(checkpoint, Path("tampered.ckpt"))
     code, out, err = cli("generate", "--ckpt_path=tampered.ckpt")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) <= 3
-    assert "Traceback" not in err
+    assert re.search(named, err), err
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_dropout_that_is_a_whole_number_is_no_damage(cli: Run) -> None:
+    checkpoint = load(BEST)
+    checkpoint["hyper_parameters"]["gpt"]["dropout"] = 0
+    write_checkpoint(checkpoint, Path("zero.ckpt"))
+    assert cli("generate", "--ckpt_path=zero.ckpt", "--max_new_tokens=3")[0] == 0
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_closed_input_and_too_little_memory(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = cli("generate", "--num_samples=2000000000")
+    assert (code, out) == (1, "")
+    assert err.endswith("error: out of memory\n")
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = cli("generate", "--prompt_file=-")
+    assert code == 2
+    assert "there is no standard input" in err
+
+
+@pytest.mark.usefixtures("trained")
+def test_weights_too_large_to_compute_with_are_told(cli: Run) -> None:
+    checkpoint = load(BEST)
+    checkpoint["state_dict"]["gpt.ln_f.weight"][:] = 3e38
+    write_checkpoint(checkpoint, Path("huge.ckpt"))
+    code, _, err = cli("generate", "--ckpt_path=huge.ckpt")
+    assert code == 2
+    assert "the network's logits are no numbers" in err
+
+
+@pytest.mark.usefixtures("trained")
+def test_streams_that_are_closed_full_or_poor() -> None:
+    command = f"{sys.executable} -m tinygpt_pl generate --max_new_tokens=20 --seed=1 --prompt='the '"
+    for words, code, out in (
+        (f"{command} >&-", 0, ""),
+        (f"{command} 2>&-", 0, "the "),
+        (f"{command} >/dev/full", 1, ""),
+        (f"PYTHONIOENCODING=ascii {command}", 0, "the "),
+        (f"{command} --prompt_file=/dev/zero", 2, ""),
+        (f"{command.replace('--prompt', '--stop')} --prompt_file=/dev/zero", 2, ""),
+    ):
+        done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == code, (words, done.stderr)
+        assert done.stdout.startswith(out), words
+        assert bool(done.stdout) == bool(out), words
+        assert "Traceback" not in done.stderr, words
 
 
 @pytest.mark.usefixtures("trained")

@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from tests.reference import english
 from tests.runs import Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.checkpoint import load_network, read_checkpoint, write_checkpoint
+from tinygpt_pl.generation import Sample
 from tinygpt_pl.huggingface import export_folder, import_folder
 from tinygpt_pl.sampling import generate
 from tinygpt_pl.tokenizer import BPETokenizer, CharTokenizer
@@ -83,6 +87,7 @@ def exported(text: str = "the box jumps over the lazy dog\n") -> Any:
         **{"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": "seed: 1"},
         **{"global_step": 7, "val_loss": 1.25, "corpus": {"name": "mine", "sha256": "abc"}},
     }
+    shutil.rmtree("exported", ignore_errors=True)
     export_folder(checkpoint, Path("exported"))
     return checkpoint
 
@@ -218,10 +223,20 @@ def test_the_two_files_of_an_older_tokenizer_are_read(bpe: BPETokenizer) -> None
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@given(st.lists(st.integers(0, 255), max_size=30))
+def test_a_stream_of_any_tokens_is_what_they_decode_to(bpe: BPETokenizer, ids: list[int]) -> None:
+    """Bytes that make no character too, which a network that has learnt little writes."""
+    sample = Sample(bpe)
+    shown = []
+    for token in ids:
+        sample.add(token)
+        shown.append(sample.take())
+    sample.end()
+    assert "".join(shown) + sample.take() == bpe.decode(ids)
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_byte_level_bpe_gives_back_any_text_also_in_a_stream(bpe: BPETokenizer, text: str) -> None:
-    from tinygpt_pl.generation import Sample
-
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     sample = Sample(bpe)
@@ -252,7 +267,7 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert cli("generate", "--ckpt_path=gpt2.ckpt", "--prompt=naïve 日本", "--max_new_tokens=40")[0] == 0
 
     sized = [word for word in small(text_file, model__optim__max_lr=3e-3) if "model.gpt" not in word]
-    code, out, err = cli("fit", "--ckpt_path=gpt2.ckpt", *sized, "--trainer.max_steps=8")
+    code, out, err = cli("fit", "--init_from=gpt2.ckpt", *sized, "--trainer.max_steps=8")
     assert code == 0, err
     assert "a new run with the weights of gpt2.ckpt" in out
     rows = table(out)
@@ -270,12 +285,14 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert "bits per token | perplexity" in cli("test")[1]
     assert "eval/val_bits_per_char" not in scalars(BEST.parent.parent), "a token is no character"
 
-    # It goes on with its own tokenizer, and its settings repeat the run.
-    code, out, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=12")
+    # It goes on with its own tokenizer, and its settings repeat the run; they never take the place of a checkpoint.
+    settings = "--config=lightning_logs/version_0/config.yaml"
+    assert cli("test", settings)[1] == cli("test")[1]
+    code, out, err = cli("fit", "--ckpt_path=last", settings, "--trainer.max_steps=12")
     assert code == 0, err
     assert table(out)[-1][0] == "12"
     assert "of the true next token" in out
-    code, out, err = cli("fit", "--config=lightning_logs/version_0/config.yaml", "--trainer.max_steps=8")
+    code, out, err = cli("fit", settings, "--trainer.max_steps=8")
     assert code == 0, err
     assert table(out)[0][:3] == rows[0][:3]
     code, text, err = cli("generate", "--prompt=the ", "--max_new_tokens=30", "--seed=1")
@@ -284,6 +301,23 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert cli("export", "--output_dir=tuned")[0] == 0
     assert transformers.pipeline("text-generation", model="tuned")("the ", max_new_tokens=3)
     assert TinyGPT.load_from_checkpoint(tmp_path / "gpt2.ckpt").gpt.config.vocab_size == bpe.vocab_size
+
+
+def test_a_network_of_ones_own_goes_to_another_text(cli: Run, text_file: Path, tmp_path: Path) -> None:
+    """A new run with its weights alone: other settings, another text, and iteration 0."""
+    cli("fit", *small(text_file))
+    (tmp_path / "other.txt").write_text("the lazy dog sleeps " * 40)
+    code, out, err = cli(
+        "fit", "--init_from=best", "--data.corpus=other.txt", "--trainer.max_steps=3", "--eval_interval=3"
+    )
+    assert code == 0, err
+    assert f"a new run with the weights of {BEST}" in out
+    assert [row[0] for row in table(out)] == ["0", "3"]
+    made = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
+    assert made["hyper_parameters"]["tokenizer"] == load(BEST)["hyper_parameters"]["tokenizer"]
+    code, out, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    assert code == 0, err
+    assert [row[0] for row in table(out)] == ["6"]
 
 
 def test_own_text_with_a_character_that_is_unknown_is_refused(cli: Run, tmp_path: Path) -> None:
@@ -310,6 +344,13 @@ def spoil_json(name: str, **changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def raise_ids(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    content["model"]["vocab"] = ids | {token: i + 1000 for token, i in ids.items() if i >= len(ids) - 3}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda folder: folder.rename("elsewhere"), "gpt2 is no folder"),
     "no settings": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
@@ -323,9 +364,40 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "scaling": (spoil_json("config.json", scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
     "activation": (spoil_json("config.json", activation_function="relu"), "activation_function .* got 'relu'"),
     "heads": (spoil_json("config.json", n_head=5), "n_embd has to be a multiple of n_head"),
+    "nulls": (spoil_json("config.json", resid_pdrop=None), "resid_pdrop has to be a number, got None"),
+    "a list of words": (spoil_json("config.json", activation_function=["gelu"]), "activation_function .* got"),
+    "three dimensions": (
+        lambda folder: spoil_weights(
+            folder, lambda w: w.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(24, 72, 1)})
+        ),
+        r"h.0.attn.c_attn.weight has shape \[24, 72, 1\] in it",
+    ),
+    "twice": (
+        lambda folder: spoil_weights(folder, lambda w: w.update({"ln_f.bias": torch.zeros(24)})),
+        "of the same name",
+    ),
+    "no vocabulary": (spoil_json("tokenizer.json", model={"type": "WordLevel", "vocab": 3}), "byte-level BPE|no token"),
+    "UTF-16": (
+        lambda folder: (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text(), "utf-16"),
+        "not UTF-8",
+    ),
+    "a normalizer": (
+        spoil_json("tokenizer.json", normalizer={"type": "Replace", "pattern": {"String": "h"}, "content": "hh"}),
+        "normalizer has to be left out",
+    ),
+    "whole numbers": (
+        lambda folder: spoil_weights(
+            folder, lambda w: w.update({"transformer.ln_f.bias": torch.zeros(24, dtype=torch.int64)})
+        ),
+        "weights that are no floating-point numbers",
+    ),
+    "gaps": (raise_ids, "the ids of its tokens are not 0, 1 and so on"),
     "words": (spoil_json("config.json", n_layer="two"), "n_layer has to be a whole number, got 'two'"),
-    "dropout": (spoil_json("config.json", resid_pdrop="0.1"), "config.json: "),
-    "billions": (spoil_json("config.json", n_layer=10**9), r"a network like it has \d\.\de\+\d\d parameters, not \d+"),
+    "dropout": (spoil_json("config.json", resid_pdrop="0.1"), "resid_pdrop has to be a number, got '0.1'"),
+    "billions": (
+        spoil_json("config.json", n_layer=10**9),
+        "a network like it has 7,224,000,007,632 parameters",
+    ),
     "fewer": (spoil_json("config.json", n_layer=1), "h.1.attn.c_attn.bias has shape"),
     "vocabulary": (
         spoil_json("config.json", vocab_size=299),
@@ -380,6 +452,25 @@ def test_fault_17_a_folder_that_cannot_be_used_costs_three_lines_and_exit_code_2
     assert len(err.splitlines()) <= 3
     assert re.search(named, err), err
     assert not Path("gpt2.ckpt").exists()
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported()
+    cli("import", "--input_dir=exported", "--output=x.ckpt")
+    before = sorted(path.name for path in Path().iterdir())
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        commands = ("export", "--ckpt_path=x.ckpt", "--output_dir=y"), ("import", "--input_dir=exported", "--output=z")
+        ends = [cli(*command) for command in commands]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, previous)
+    for code, _, err in ends:
+        assert code == 1, "a full disk is no wrong setting"
+        assert "File too large" in err
+    assert sorted(path.name for path in Path().iterdir()) == before
 
 
 def test_nothing_is_written_over(cli: Run, bpe: BPETokenizer) -> None:

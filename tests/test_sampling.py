@@ -82,6 +82,13 @@ def test_fault_27_the_seed_repeats_exactly_and_a_sample_does_not_depend_on_the_o
     assert not torch.equal(*(generate(gpt, prompt, 60, temperature=1.5) for _ in range(2))), "no seed, the same text"
 
 
+@pytest.mark.parametrize("seed", [0, 2**53, 2**63, 2**64 - 2])
+def test_neighbouring_seeds_differ_however_large(seed: int) -> None:
+    """Guards against a seed that is rounded to double precision on its way."""
+    first, second = (next(uniforms(each, 2)) for each in (seed, seed + 1))
+    assert not torch.equal(first, second)
+
+
 def test_drawing_uses_up_no_other_random_number() -> None:
     state, numbers = torch.get_rng_state(), np.random.get_state()
     generate(network(), torch.zeros(1, 1, dtype=torch.long), 5, seed=1)

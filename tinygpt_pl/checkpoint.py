@@ -38,6 +38,10 @@ TEXT: dict[str, type] = {"name": str, "sha256": str}
 """The same of its hyper_parameters and its corpus."""
 
 
+KINDS = {name: int | float if type(value) is float else type(value) for name, value in asdict(GPTConfig()).items()}
+"""The types of a network's settings."""
+
+
 class DamagedCheckpoint(ValueError):
     """A file that is not as it was written, or was never a checkpoint."""
 
@@ -109,7 +113,7 @@ def iteration_of(path: Path) -> int:
 
 def newest_sound(folder: Path) -> tuple[int, Path] | None:
     """The checkpoint in a folder with the most optimizer steps among those that can be read, and their number."""
-    found = max(((iteration_of(path), path) for path in folder.glob("*.ckpt")), default=(-1, folder))
+    found = max(((iteration_of(path), path) for path in folder.glob("*.ckpt") if path.is_file()), default=(-1, folder))
     return found if found[0] >= 0 else None
 
 
@@ -130,7 +134,7 @@ def read_or_point(path: Path) -> dict[str, Any]:
 
 def is_untrained(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint holds weights to start from and no run to go on with: one that was imported."""
-    return not checkpoint["optimizer_states"]
+    return not checkpoint["optimizer_states"] and checkpoint["global_step"] == 0
 
 
 def stored_settings(checkpoint: Mapping[str, Any]) -> tuple[GPTConfig, Tokenizer]:
@@ -142,8 +146,7 @@ def stored_settings(checkpoint: Mapping[str, Any]) -> tuple[GPTConfig, Tokenizer
     settings = checkpoint["hyper_parameters"]
     try:
         config, tokenizer = GPTConfig(**settings["gpt"]), tokenizer_from(settings["tokenizer"])
-        kinds = {name: type(value) for name, value in asdict(GPTConfig()).items()}
-        sound = all(isinstance(value, kinds[name]) for name, value in asdict(config).items())
+        sound = all(isinstance(value, KINDS[name]) for name, value in asdict(config).items())
         size = tokenizer.vocab_size
     except (TypeError, AttributeError, KeyError):
         sound, size = False, -1
@@ -163,7 +166,7 @@ def load_network(checkpoint: Mapping[str, Any]) -> tuple[GPT, Tokenizer]:
     asked, stored = parameter_count(config), sum(tensor.numel() for tensor in weights.values())
     if asked > 2 * stored:  # before memory is taken for it
         raise DamagedCheckpoint(
-            f"the checkpoint is damaged: a network like it has {asked:.1e} parameters, not {stored}"
+            f"the checkpoint is damaged: a network like it has {asked:,} parameters, not {stored:,}"
         )
     gpt = GPT(config)
     check_weights(weights, gpt.state_dict())
@@ -199,7 +202,8 @@ def check_weights(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> 
             raise DamagedCheckpoint(
                 f"the checkpoint is damaged: {name} has shape {shapes[0]} in it and {shapes[1]} in the network"
             )
-        if not (stored[name].is_floating_point() and stored[name].isfinite().all()):
+        plain = stored[name].layout is torch.strided and not stored[name].is_meta
+        if not (plain and stored[name].is_floating_point() and stored[name].isfinite().all()):
             raise DamagedCheckpoint(f"the checkpoint is damaged: {name} holds something that is no number")
 
 

@@ -1,9 +1,12 @@
 """The command line: which command, and the module that carries it out, imported when it is asked for."""
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from tinygpt_pl.machine import out_of_memory
 from tinygpt_pl.parser import PROG, VERBS, fail
 
 HOMES = {
@@ -26,6 +29,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: what is meant for it would fail, or end up in the other
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
@@ -34,5 +40,37 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         fail(f"no command {verb!r}: it has to be one of {', '.join(VERBS)}")
         return 2
-    code: int = import_module(f"tinygpt_pl.{HOMES[verb]}").run(verb, options)
-    return code
+    module = import_module(f"tinygpt_pl.{HOMES[verb]}")
+    if HOMES[verb] == "training":  # which has more to tell of its end
+        return int(module.run(verb, options))
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
+    try:
+        return carry_out(lambda: module.prepare(verb, options))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def carry_out(prepare: Callable[[], Callable[[], None]]) -> int:
+    """Prepare a command and do its work; gives the exit code: what fails in the work is no wrong setting any more."""
+    code = 2
+    try:
+        work = prepare()
+        code = 1
+        work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError as error:
+        fail(str(error))
+        return 2
+    except OSError as error:
+        fail(str(error))
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        fail("out of memory")
+        return 1
+    return 0

@@ -158,6 +158,7 @@ class StepProgressBar(ProgressBar):
         self.loss: Tensor | None = None
         self.first_step = self.evaluations = 0
         self.training = self.evaluating = self.mark = 0.0  # seconds in each, and when the present one began
+        self.resting = False  # from the end of an evaluation to the next step: samples, checkpoints
         self.redrawn = 0.0
 
     def disable(self) -> None:
@@ -179,6 +180,14 @@ class StepProgressBar(ProgressBar):
             bar_format=form,
             miniters=math.inf,
         )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Go back to the steps."""
+        if self.resting:
+            now = time.monotonic()
+            self.evaluating, self.mark, self.resting = self.evaluating + now - self.mark, now, False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -229,10 +238,9 @@ class StepProgressBar(ProgressBar):
         self._redraw(trainer, f"evaluating {sum(sizes[:dataloader_idx]) + batch_idx + 1}/{sum(sizes)}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go back to the steps."""
-        now = time.monotonic()
-        self.evaluating, self.mark = self.evaluating + now - self.mark, now
+        """Count it; what follows from it belongs to its time."""
         self.evaluations += 1
+        self.resting = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the bar at its last step."""

@@ -184,7 +184,8 @@ class TextDataModule(pl.LightningDataModule):
         """
         if self.splits:
             return
-        corpus = load_corpus(self.corpus, self.cache_dir, self.offline_corpus)
+        # Nothing stands in for the text of a checkpoint: its vocabulary is another.
+        corpus = load_corpus(self.corpus, self.cache_dir, None if self._tokenizer else self.offline_corpus)
         self.corpus_name = corpus.name
         self.corpus_sha256 = hashlib.sha256(corpus.text.encode()).hexdigest()
         self.tokenizer = self._tokenizer or CharTokenizer.from_text(corpus.text)

@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed. And their text."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
         raise
     _flush_folder(path.parent)
+
+
+@contextmanager
+def making(path: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `path` once the block is left; nothing or an empty folder has to be there.
+
+    Raises:
+        OSError: if it cannot be written; nothing of it stays then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _flush_folder(folder: Path) -> None:

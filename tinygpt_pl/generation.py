@@ -1,13 +1,15 @@
 """The command generate: text goes to the output as it is drawn, everything else to the error stream."""
 
+import io
 import itertools
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import torch
 from jsonargparse import Namespace, set_parsing_settings
@@ -15,11 +17,13 @@ from tqdm import tqdm
 
 from tinygpt_pl.checkpoint import load_network, read_or_point
 from tinygpt_pl.files import decode_utf8
-from tinygpt_pl.machine import find_device, out_of_memory
-from tinygpt_pl.parser import PROG, VERBS, Parser, fail
+from tinygpt_pl.machine import find_device
+from tinygpt_pl.parser import PROG, VERBS, Parser
 from tinygpt_pl.runs import find_checkpoint
 from tinygpt_pl.sampling import SamplingConfig, stream
 from tinygpt_pl.tokenizer import Tokenizer
+
+LONGEST_PROMPT = 2**26  # bytes
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What the first bytes of a character decode to while the others are missing."""
@@ -38,13 +42,13 @@ class Sample:
         if self.ended:
             return
         self._pending.append(token)
-        # A character is four bytes at most, and so are the tokens that it can be spread over.
-        if len(self._pending) == 4 or not self.tokenizer.decode(self._pending).endswith(UNFINISHED):
-            self._append()
+        piece = self.tokenizer.decode(self._pending)
+        if not piece.endswith(UNFINISHED):
+            self._append(piece)
 
-    def _append(self) -> None:
+    def _append(self, piece: str) -> None:
         before = len(self.text)
-        self.text += self.tokenizer.decode(self._pending)
+        self.text += piece
         self._pending.clear()
         found = [self.text.find(word, max(0, before - len(word) + 1)) for word in self.stop]
         if any(at >= 0 for at in found):
@@ -53,7 +57,7 @@ class Sample:
     def end(self) -> None:
         """Take no more tokens."""
         if not self.ended:
-            self._append()
+            self._append(self.tokenizer.decode(self._pending))
             self.ended = True
 
     def take(self) -> str:
@@ -70,12 +74,7 @@ def build_parser() -> Parser:
     """The options of the command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"{PROG} generate", description=VERBS["generate"], allow_abbrev=False)
-    parser.add_argument(
-        "--ckpt_path", type=str, default="best", help="last or best (of --run_dir, else of the newest run), or a file"
-    )
-    parser.add_argument(
-        "--run_dir", type=str | None, help="folder of the run; the newest in lightning_logs if left out"
-    )
+    parser.add_checkpoint()
     parser.add_argument("--prompt", type=str, default="", help="text to go on from; it is part of the output")
     parser.add_argument("--prompt_file", type=str | None, help="a file to read it from; - for the standard input")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="tokens to draw for each sample")
@@ -99,24 +98,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def run(verb: str, options: Sequence[str]) -> int:
-    """Write text; gives the exit code."""
-    try:
-        generation = Generation(build_parser().parse_args(options))
-        generation.write()
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        fail(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        fail("out of memory; lower --num_samples")
-        return 1
-    return 0
+def prepare(verb: str, options: Sequence[str]) -> Callable[[], None]:
+    """All that can be wrong with the words; gives what then writes the text.
+
+    Raises:
+        ValueError: for a setting or a file that is wrong.
+        OSError: if a file cannot be read.
+    """
+    return Generation(build_parser().parse_args(options)).write
 
 
 class Generation:
@@ -130,14 +119,14 @@ class Generation:
             OSError: if a file cannot be read.
         """
         for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
-            if config[name] < least:
-                raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
+            if not least <= config[name] < 2**31:
+                raise ValueError(f"{name} has to be at least {least} and below 2**31, got {config[name]}")
         if "" in config.stop:
             raise ValueError("stop has to be some text, got ''")
-        sampling = ("temperature", "top_k", "top_p", "min_p")
-        self.config, self.sampling = config, SamplingConfig(*(config[name] for name in sampling))
+        self.config = config
+        self.sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
         self.prompt = prompt_of(config.prompt, config.prompt_file)
-        path = find_checkpoint(config.ckpt_path, Path(os.path.expanduser(config.run_dir)) if config.run_dir else None)
+        path = find_checkpoint(config.ckpt_path, config.run_dir)
         checkpoint = read_or_point(path)
         gpt, self.tokenizer = load_network(checkpoint)
         self.gpt = gpt.to(find_device(config.accelerator))
@@ -155,6 +144,8 @@ class Generation:
 
     def write(self) -> None:
         """Draw, and write each sample as it grows, one after another."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
         print(*self.notes, sep="\n", file=sys.stderr)
         samples = [Sample(self.tokenizer, self.config.stop) for _ in self.idx]
         start, drawn = time.perf_counter(), 0
@@ -212,5 +203,15 @@ def prompt_of(prompt: str, prompt_file: str | None) -> str:
     if prompt:
         raise ValueError("give --prompt or --prompt_file, not both")
     if prompt_file == "-":
-        return decode_utf8(sys.stdin.buffer.read(), "the standard input")
-    return decode_utf8(Path(os.path.expanduser(prompt_file)).read_bytes(), prompt_file)
+        if sys.stdin is None:
+            raise ValueError("there is no standard input to read the prompt from")
+        return _read(sys.stdin.buffer, "the standard input")
+    with Path(os.path.expanduser(prompt_file)).open("rb") as file:
+        return _read(file, prompt_file)
+
+
+def _read(file: BinaryIO, name: str) -> str:
+    raw = file.read(LONGEST_PROMPT + 1)
+    if len(raw) > LONGEST_PROMPT:  # a device without an end, for instance
+        raise ValueError(f"{name} has more than {LONGEST_PROMPT} bytes, which is no prompt")
+    return decode_utf8(raw, name)

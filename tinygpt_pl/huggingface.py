@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from tinygpt_pl.checkpoint import FORMAT, DamagedCheckpoint, load_network
-from tinygpt_pl.files import replacing
+from tinygpt_pl.files import decode_utf8, making
 from tinygpt_pl.gpt import INIT_STD, GPTConfig
 from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 
@@ -44,6 +44,10 @@ REQUIRED = {
     "add_cross_attention": False,
 }
 """What the network of gpt.py is; leaving one out of config.json stands for the same, but for the first."""
+
+
+UNUSED = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+"""Parts that a tokenizer.json can have but GPT-2's has not: with them a text may not come back as it was."""
 
 
 def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
@@ -73,13 +77,13 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_max_length": gpt.config.block_size,
                 "clean_up_tokenization_spaces": False,
-                **({"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT} if _end_of_text(tokenizer) is not None else {}),
+                **({} if tokenizer.end_of_text is None else dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)),
             }
         ),
     }
-    for name, content in files.items():
-        with replacing(folder / name) as file:
-            file.write(content)
+    with making(folder) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -87,14 +91,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:
-    return tensor.t().contiguous() if TRANSPOSED.fullmatch(name) else tensor
-
-
-def _end_of_text(tokenizer: Tokenizer) -> int | None:
-    if isinstance(tokenizer, CharTokenizer):
-        return None
-    ids = tokenizer.encode(END_OF_TEXT)
-    return int(ids[0]) if len(ids) == 1 else None
+    return tensor.t().contiguous() if TRANSPOSED.fullmatch(name) and tensor.dim() == 2 else tensor
 
 
 def _config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def _config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "activation_function": activation,
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), gpt.dropout),
         "initializer_range": INIT_STD,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), _end_of_text(tokenizer)),
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
         "dtype": "float32",
     }
 
@@ -169,7 +166,7 @@ def import_folder(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(decode_utf8(path.read_bytes(), "it"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers") from None
     except (ValueError, RecursionError) as error:
@@ -195,11 +192,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if found != value:
             raise ValueError(f"{path}: {name} has to be {value}, got {found}")
     activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if activation not in [*ACTIVATIONS]:  # it may be anything, a list for instance
         raise ValueError(f"{path}: activation_function has to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     sizes["block_size"] = sizes.pop("n_positions")
+    dropout = config.get("resid_pdrop", 0.1)
+    if not isinstance(dropout, int | float):
+        raise ValueError(f"{path}: resid_pdrop has to be a number, got {dropout!r}")
     try:
-        gpt = GPTConfig(**sizes, dropout=config.get("resid_pdrop", 0.1), activation=ACTIVATIONS[activation])  # type: ignore[arg-type]  # one of its two
+        gpt = GPTConfig(**sizes, dropout=float(dropout), activation=ACTIVATIONS[activation])  # type: ignore[arg-type]  # one of its two
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
     return asdict(gpt)
@@ -211,15 +211,19 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         return BPETokenizer(_join_bpe(folder))
     content = _read_json(path)
     try:
-        kind, ids = content["model"]["type"], content["model"]["vocab"]
-        characters = "".join(sorted(ids, key=ids.__getitem__)) if kind == "WordLevel" else ""
-        byte_level = kind == "BPE" and content["decoder"]["type"] == "ByteLevel"
-    except (KeyError, TypeError) as error:
+        kind, ids, decoder = content["model"]["type"], content["model"]["vocab"], content["decoder"]["type"]
+        if kind == "WordLevel" and content["pre_tokenizer"] == CHARACTERS:
+            characters = "".join(sorted(ids, key=ids.__getitem__))
+            if [ids[character] for character in characters] == list(range(len(ids))):
+                return CharTokenizer(characters)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no tokenizer: {error!r}") from None
-    if content.get("pre_tokenizer") == CHARACTERS and sorted(ids.values()) == list(range(len(characters))):
-        return CharTokenizer(characters)
-    if not byte_level:
+    if (kind, decoder) != ("BPE", "ByteLevel"):
         raise ValueError(f"{path} has to be byte-level BPE, or of characters as `export` writes it, got {kind}")
+    parts = {"normalizer": content.get("normalizer"), **content["model"]}
+    for name in UNUSED:
+        if parts.get(name):
+            raise ValueError(f"{path}: {name} has to be left out, got {parts[name]!r}")
     return BPETokenizer(path.read_text(encoding="utf-8"))
 
 
@@ -243,17 +247,24 @@ def _join_bpe(folder: Path) -> str:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Parameters by the names of gpt.py."""
     path = folder / WEIGHTS
-    if not path.exists():
-        others = sorted(file.name for file in folder.glob("*model*"))
+    if not path.is_file():
+        others = sorted(file.name for file in folder.glob("*model*") if file != path)
         found = f"only {', '.join(others)}; save it again as one file of safetensors" if others else "no weights"
         raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
     try:
         stored = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        kinds = {tensor.is_floating_point() for tensor in stored.values()}
+        stored = {name: tensor.float() for name, tensor in stored.items()}
+    except Exception as error:  # of the library, of torch for a size or kind that it lacks
         raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
-    stored = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    if kinds != {True}:
+        raise ValueError(f"{path} has weights that are no floating-point numbers")
+    names = [name.removeprefix("transformer.") for name in stored]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path} has weights of the same name with and without transformer.")
+    stored = dict(zip(names, stored.values(), strict=True))
     head = stored.pop("lm_head.weight", None)
     if head is not None and not torch.equal(head, stored.get("wte.weight", torch.empty(0))):
         raise ValueError(f"{path} has a head of its own; it has to be tied to the token embedding")
     kept = {name: tensor for name, tensor in stored.items() if not MASKS.fullmatch(name)}
-    return {name: _transposed(name, tensor).float() for name, tensor in kept.items()}
+    return {name: _transposed(name, tensor) for name, tensor in kept.items()}

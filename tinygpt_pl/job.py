@@ -37,6 +37,8 @@ from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_win
 from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
 
+SHORT_RUN = "--config configs/cpu.yaml takes minutes"
+
 
 class Job:
     """A command: its settings, checked against each other, the text and the checkpoint. No run is touched yet."""
@@ -44,8 +46,7 @@ class Job:
     def __init__(self, verb: str, args: Sequence[str]) -> None:
         self.verb, self.parser = verb, build_parser(verb)
         self.checkpoint = self._take_options(args)
-        self.resumes = self.checkpoint is not None and not is_untrained(self.checkpoint)
-        self.iteration: int = self.checkpoint["global_step"] if self.checkpoint else 0
+        self.iteration: int = self.checkpoint["global_step"] if self.checkpoint and self.resumes else 0
         self.notes = self._suit()
         self.settings = self.parser.instantiate(self.config)
         gpt: GPTConfig = self.settings.model.gpt
@@ -76,13 +77,23 @@ class Job:
         config, checkpoint = self.parser.parse_args(args), None
         self.given_dir = Path(os.path.expanduser(config.run_dir)) if config.run_dir else None
         self.ckpt_path: Path | None = None
-        if config.ckpt_path is not None:
-            self.ckpt_path = find_checkpoint(config.ckpt_path, self.given_dir)
+        starts = self.verb == "fit" and config.ckpt_path is None
+        source = config.init_from if starts else config.ckpt_path
+        self.resumes = False
+        if source is not None:
+            self.ckpt_path = find_checkpoint(source, self.given_dir)
             self.written = self.ckpt_path.stat().st_mtime_ns
             checkpoint = read_or_point(self.ckpt_path)
-            settings, held = plain_settings(checkpoint["config"])
+            self.resumes = not (starts or (self.verb == "fit" and is_untrained(checkpoint)))
+            if self.resumes:
+                settings, held = plain_settings(checkpoint["config"])
+            else:
+                gpt = dataclasses.asdict(stored_settings(checkpoint)[0])
+                settings, held = {"model": {"gpt": {name: gpt[name] for name in gpt.keys() - {"vocab_size"}}}}, []
             self.before = self.parser.parse_object(settings)
             config = self.parser.parse_args(args, namespace=self.before.clone())
+            if not self.resumes:
+                config.init_from = str(self.ckpt_path)
             for name in held if self.verb == "fit" else ():
                 if config[name] == self.before[name] and not any(word.startswith(f"--{name}") for word in args):
                     raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
@@ -128,7 +139,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether all steps have been taken and evaluated."""
-        done = self.checkpoint["evaluated"] if self.checkpoint else -1
+        done = self.checkpoint["evaluated"] if self.checkpoint and self.resumes else -1
         return self.verb == "fit" and bool(done == self.config.trainer.max_steps)
 
     @property
@@ -194,7 +205,7 @@ class Job:
             signals,
             RunRecord(run_dir, self._record(), self.data, before),
             Table(run_dir, self.data, self.notes),
-            LongRunNotice(interval, "--config configs/cpu.yaml takes minutes"),
+            LongRunNotice(interval, "fewer --trainer.max_steps take less" if self.checkpoint else SHORT_RUN),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
             *([Compilation()] if self.config.compile else []),
             StepSeed(seed),
@@ -236,9 +247,6 @@ class Job:
         record.data.corpus = self.data.corpus_name
         for name in ("config", "ckpt_path", "run_dir"):
             record.pop(name, None)
-        origin = self.before.ckpt_path if self.resumes else self.ckpt_path
-        if origin:  # weights of another making, without which this would be another run
-            record.ckpt_path = str(origin)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {self.data.offline_notice}\n" if self.data.offline_notice else ""
         return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"

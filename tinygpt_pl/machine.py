@@ -41,8 +41,11 @@ def find_device(accelerator: str) -> torch.device:
     Raises:
         ValueError: if this machine has none.
     """
+    kind = device_type(accelerator)
+    if accelerator == "gpu" and kind == "cpu":
+        raise ValueError("accelerator gpu cannot be used: this machine has none that torch knows")
     try:
-        return torch.empty(0, device=device_type(accelerator)).device
+        return torch.empty(0, device=kind).device
     except (RuntimeError, AssertionError) as error:  # torch raises one or the other for a device that it lacks
         raise ValueError(f"accelerator {accelerator} cannot be used: {str(error).splitlines()[0]}") from None
 
@@ -83,5 +86,5 @@ def matmul_flops(device: torch.device, precision: str, seconds: float = 0.02) ->
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory of any kind ran out; torch has a class of its own for that on GPUs alone."""
-    words = ("out of memory", "can't allocate memory")
+    words = ("out of memory", "can't allocate memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

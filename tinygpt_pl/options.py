@@ -70,6 +70,9 @@ def build_parser(verb: str) -> Parser:
         help="last or best (of --run_dir, else of the newest run), or a file",
     )
     parser.add_argument(
+        "--init_from", type=str | None, help="a checkpoint whose weights and vocabulary a new run starts from"
+    )
+    parser.add_argument(
         "--run_dir",
         type=str | None,
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",

@@ -26,6 +26,12 @@ class Parser(ArgumentParser):
         fail(message, self._suggestion(message))
         sys.exit(2)
 
+    def add_checkpoint(self) -> None:
+        """Add the options that choose a checkpoint to read."""
+        names = "last or best (of --run_dir, else of the newest run), or a file"
+        self.add_argument("--ckpt_path", type=str, default="best", help=names)
+        self.add_argument("--run_dir", type=str | None, help="folder of the run; the newest one if left out")
+
     def _suggestion(self, message: str) -> str:
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         for word in re.findall(r"[\w.]{4,}", message):

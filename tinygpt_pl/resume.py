@@ -13,7 +13,7 @@ from tinygpt_pl.optim import warmup_cosine
 LASTING = ("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters")
 """Settings that make a run's windows what they are, besides the text and the number of windows in a step."""
 
-PLACES = {"config", "ckpt_path", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
+PLACES = {"config", "ckpt_path", "init_from", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
 """Options that say where things are, not how the run goes."""
 
 
@@ -86,7 +86,7 @@ def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
         held += [name for name, value in trainer.items() if isinstance(value, dict | list) and name != "devices"]
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
-    tree = {name: value for name, value in tree.items() if name not in ("config", "run_dir")}
+    tree = {name: value for name, value in tree.items() if name not in ("config", "ckpt_path", "run_dir")}
     tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
     return tree, [f"trainer.{name}" for name in held]
 

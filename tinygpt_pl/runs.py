@@ -48,7 +48,7 @@ def run_of(path: Path) -> Path | None:
     return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" and is_run(folder.parent) else None
 
 
-def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
+def find_checkpoint(ckpt_path: str, run_dir: str | Path | None = None) -> Path:
     """Turn `last`, `best` or a path into the path of a checkpoint that exists.
 
     Args:
@@ -66,7 +66,7 @@ def find_checkpoint(ckpt_path: str, run_dir: Path | None = None) -> Path:
     versions = [(number, version) for number, version in _versions() if is_run(version)]
     if run_dir is None and not versions:
         raise ValueError(f"no {ckpt_path} checkpoint: there is no run in {LOGS.resolve()}; fit makes one")
-    run = run_dir or versions[-1][1]
+    run = Path(os.path.expanduser(run_dir)) if run_dir else versions[-1][1]
     path = checkpoint_path(run, ckpt_path)
     if not path.is_file():
         others = [version for _, version in versions if checkpoint_path(version, ckpt_path).is_file()]

@@ -80,11 +80,18 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Tokens (B,) of logits (B, V): where numbers (B,) below 1 fall in the cumulative distribution of each row."""
+    """Tokens (B,) of logits (B, V): where numbers (B,) below 1 fall in the cumulative distribution of each row.
+
+    Raises:
+        ValueError: for logits that are not numbers.
+    """
     if config.temperature == 0.0:
         return logits.argmax(-1)
     cumulative = filtered(logits, config).softmax(-1).cumsum(-1)  # (B, V)
-    return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
+    tokens = torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
+    if tokens.max() >= logits.size(1):  # the only way to a sum that no number is above
+        raise ValueError("the network's logits are no numbers: its weights are damaged, or far too large")
+    return tokens
 
 
 def uniforms(seed: int, samples: int) -> Iterator[Tensor]:
@@ -93,7 +100,7 @@ def uniforms(seed: int, samples: int) -> Iterator[Tensor]:
     They come from a generator of their own: no other random number of the process is used up. They are multiples of
     2**-32, and so below what probabilities in double precision add up to, which may fall short of 1.
     """
-    generators = [np.random.Philox(key=[seed, sample]) for sample in range(samples)]
+    generators = [np.random.Philox(key=np.array([seed, sample], dtype=np.uint64)) for sample in range(samples)]
     while True:
         raw = np.stack([generator.random_raw(64) for generator in generators], axis=1) >> np.uint64(32)
         yield from torch.from_numpy(raw * 2.0**-32)  # (64, B)
@@ -125,15 +132,15 @@ def stream(
     if seed is not None and not 0 <= seed < 2**64:
         raise ValueError(f"seed has to be at least 0 and below 2**64, got {seed}")
     draws = uniforms(np.random.SeedSequence().generate_state(1, np.uint64)[0] if seed is None else seed, idx.size(0))
-    return _stream(gpt, idx, config, draws, exact_window)
+    size = gpt.config.block_size
+    kept = size if exact_window else max(size // 2, 1)
+    return _stream(Decoder(gpt, len(idx)), idx, config, draws, kept)
 
 
 def _stream(
-    gpt: GPT, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], exact_window: bool
+    decoder: Decoder, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], kept: int
 ) -> Iterator[Tensor]:
-    size = gpt.config.block_size
-    kept = size if exact_window else max(size // 2, 1)
-    decoder = Decoder(gpt, len(idx))
+    size = decoder.block_size
     unread = idx[:, -size:].to(decoder.cache.device)
     window = deque(unread.unbind(1), maxlen=size)
     for uniform in draws:

@@ -25,6 +25,13 @@ class CharTokenizer:
     unit = "character"
     """What a token is."""
 
+    end_of_text = None
+    """There is no token for it."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.characters, str) or len(set(self.characters)) < len(self.characters):
+            raise ValueError("a vocabulary of characters has to be a text without repeats")
+
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
         """Take every character that occurs in the text."""
@@ -88,6 +95,8 @@ class BPETokenizer:
             library = Tokenizer.from_str(self.json)
         except Exception as error:  # the library's own, which has no class but this
             raise ValueError(f"this is no tokenizer.json: {error}") from None
+        if sorted(library.get_vocab().values()) != list(range(library.get_vocab_size())):
+            raise ValueError("the ids of its tokens are not 0, 1 and so on")
         library.no_truncation()  # both may be settings of the file
         library.no_padding()
         return library
@@ -98,21 +107,28 @@ class BPETokenizer:
         return int(self._library.get_vocab_size())
 
     @property
+    def end_of_text(self) -> int | None:
+        """The id that stands between two texts, if there is one."""
+        end: int | None = self._library.token_to_id(END_OF_TEXT)
+        return end
+
+    @property
     def start(self) -> int:
-        """The id that stands before a text of which nothing is known: GPT-2's end of another, else a line's end."""
-        end = self._library.token_to_id(END_OF_TEXT)
-        return int(self.encode("\n")[0]) if end is None else int(end)
+        """The id that stands before a text of which nothing is known: the end of another, else a line's end."""
+        if self.end_of_text is not None:
+            return self.end_of_text
+        return int(next(iter(self.encode("\n")), 0))
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Ids of the tokens of a text.
 
         Raises:
-            ValueError: for half of a surrogate pair, which is no text.
+            ValueError: for half of a surrogate pair, or where the library fails.
         """
         try:
             ids: Sequence[int] = self._library.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise ValueError(f"{text[:40]!r} is no text: it has half of a surrogate pair") from None
+        except Exception as error:  # the library's own, or of a str that has half of a surrogate pair
+            raise ValueError(f"{text[:40]!r} cannot be turned into tokens: {error}") from None
         return np.array(ids, dtype=np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
