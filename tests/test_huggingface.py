@@ -193,6 +193,7 @@ def test_the_settings_of_the_published_gpt2_are_understood(bpe: BPETokenizer) ->
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_pretrained("gpt2")).eval()
     weights = {name.removeprefix("transformer."): p for name, p in theirs.state_dict().items() if "lm_head" not in name}
     masks = {"h.0.attn.bias": torch.ones(1, 1, 1024, 1024).tril(), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    masks["h.0.attn.bias"] = masks["h.0.attn.bias"].bool()  # as in some
     safetensors.torch.save_file({**weights, **masks}, "gpt2/model.safetensors")
     parts = json.loads(bpe.json)
     ids = parts["model"]["vocab"]
@@ -374,7 +375,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "twice": (
         lambda folder: spoil_weights(folder, lambda w: w.update({"ln_f.bias": torch.zeros(24)})),
-        "of the same name",
+        "ln_f.bias is there twice",
     ),
     "no vocabulary": (spoil_json("tokenizer.json", model={"type": "WordLevel", "vocab": 3}), "byte-level BPE|no token"),
     "UTF-16": (
@@ -389,7 +390,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: spoil_weights(
             folder, lambda w: w.update({"transformer.ln_f.bias": torch.zeros(24, dtype=torch.int64)})
         ),
-        "weights that are no floating-point numbers",
+        "ln_f.bias is there twice, or holds torch.int64",
     ),
     "gaps": (raise_ids, "the ids of its tokens are not 0, 1 and so on"),
     "words": (spoil_json("config.json", n_layer="two"), "n_layer has to be a whole number, got 'two'"),

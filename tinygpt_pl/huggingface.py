@@ -19,19 +19,20 @@ from torch import Tensor
 
 from tinygpt_pl.checkpoint import FORMAT, DamagedCheckpoint, load_network
 from tinygpt_pl.files import decode_utf8, making
-from tinygpt_pl.gpt import INIT_STD, GPTConfig
+from tinygpt_pl.gpt import INIT_STD, Activation, GPTConfig
 from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 """Constants that older files carry."""
 
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
 """Names of sizes in config.json, with the values that leaving one out stands for: those of the smallest GPT-2."""
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 EPSILON = 1e-5
 """Of LayerNorm, in torch as in GPT-2."""
 
@@ -180,7 +181,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """The settings of GPTConfig in a config.json."""
     path = folder / CONFIG
     config = _read_json(path)
-    sizes = {name: config.get(name, default) for name, default in SIZES.items()}
+    sizes: dict[str, Any] = {name: config.get(name, default) for name, default in SIZES.items()}
     for name, size in sizes.items():
         if type(size) is not int:
             raise ValueError(f"{path}: {name} has to be a whole number, got {size!r}")
@@ -199,7 +200,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(dropout, int | float):
         raise ValueError(f"{path}: resid_pdrop has to be a number, got {dropout!r}")
     try:
-        gpt = GPTConfig(**sizes, dropout=float(dropout), activation=ACTIVATIONS[activation])  # type: ignore[arg-type]  # one of its two
+        gpt = GPTConfig(**sizes, dropout=float(dropout), activation=ACTIVATIONS[activation])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
     return asdict(gpt)
@@ -253,18 +254,17 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
     try:
         stored = safetensors.torch.load_file(path)
-        kinds = {tensor.is_floating_point() for tensor in stored.values()}
-        stored = {name: tensor.float() for name, tensor in stored.items()}
-    except Exception as error:  # of the library, of torch for a size or kind that it lacks
+    except Exception as error:  # of the library, or of torch for a size that it lacks
         raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
-    if kinds != {True}:
-        raise ValueError(f"{path} has weights that are no floating-point numbers")
-    names = [name.removeprefix("transformer.") for name in stored]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path} has weights of the same name with and without transformer.")
-    stored = dict(zip(names, stored.values(), strict=True))
-    head = stored.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, stored.get("wte.weight", torch.empty(0))):
+    weights: dict[str, Tensor] = {}
+    for prefixed, tensor in stored.items():
+        name = prefixed.removeprefix("transformer.")
+        if MASKS.fullmatch(name):
+            continue
+        if name in weights or tensor.dtype not in FLOATS:
+            raise ValueError(f"{path}: {name} is there twice, or holds {tensor.dtype}")
+        weights[name] = _transposed(name, tensor).float()
+    head = weights.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, weights.get("wte.weight", torch.empty(0))):
         raise ValueError(f"{path} has a head of its own; it has to be tied to the token embedding")
-    kept = {name: tensor for name, tensor in stored.items() if not MASKS.fullmatch(name)}
-    return {name: _transposed(name, tensor) for name, tensor in kept.items()}
+    return weights

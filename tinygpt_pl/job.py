@@ -29,15 +29,13 @@ from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
 from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig, parameter_count
-from tinygpt_pl.machine import device_type, keep_freed_memory, multiplies_bf16
+from tinygpt_pl.machine import check_memory, device_type, keep_freed_memory, multiplies_bf16
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.options import build_parser, check_values
 from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows, plain_settings
 from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
-
-SHORT_RUN = "--config configs/cpu.yaml takes minutes"
 
 
 class Job:
@@ -58,7 +56,7 @@ class Job:
         )
         self.data.setup()
         self.gpt = dataclasses.replace(gpt, vocab_size=self.data.tokenizer.vocab_size)
-        check_memory(self.gpt)
+        check_memory(parameter_count(self.gpt))
         if self.checkpoint:
             check_same_network(self.checkpoint, self.gpt)
         self.files = CheckpointFiles()
@@ -73,7 +71,11 @@ class Job:
             self.notes += changes(self.iteration, self.before, self.config)
 
     def _take_options(self, args: Sequence[str]) -> dict[str, Any] | None:
-        """Parse the words; with a checkpoint, its own configuration is what they and their files stand on."""
+        """Parse the words.
+
+        What they and their files stand on is the configuration of the run that goes on or is scored, or the shape of
+        the network that a new run starts from.
+        """
         config, checkpoint = self.parser.parse_args(args), None
         self.given_dir = Path(os.path.expanduser(config.run_dir)) if config.run_dir else None
         self.ckpt_path: Path | None = None
@@ -88,12 +90,13 @@ class Job:
             if self.resumes:
                 settings, held = plain_settings(checkpoint["config"])
             else:
-                gpt = dataclasses.asdict(stored_settings(checkpoint)[0])
-                settings, held = {"model": {"gpt": {name: gpt[name] for name in gpt.keys() - {"vocab_size"}}}}, []
+                shape = dataclasses.asdict(stored_settings(checkpoint)[0])
+                del shape["vocab_size"]  # no setting: it is that of the vocabulary
+                settings, held = {"model": {"gpt": shape}}, []
             self.before = self.parser.parse_object(settings)
             config = self.parser.parse_args(args, namespace=self.before.clone())
             if not self.resumes:
-                config.init_from = str(self.ckpt_path)
+                config.init_from = str(self.ckpt_path)  # what the run writes down of it
             for name in held if self.verb == "fit" else ():
                 if config[name] == self.before[name] and not any(word.startswith(f"--{name}") for word in args):
                     raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
@@ -199,13 +202,14 @@ class Job:
         before = self.checkpoint["config"] if self.checkpoint and self.goes_on else ""
         if options["logger"] in (None, True):
             options["logger"] = EventLogger(run_dir, purge_step=self.iteration + 1 if self.resumes else None)
+        shorter = "fewer --trainer.max_steps help" if self.checkpoint else "--config configs/cpu.yaml takes minutes"
         interval, signals = self.config.eval_interval, StopSignals()
         seed, tokens = self.config.seed_everything, self.config.sample_tokens
         callbacks: list[Callback] = [
             signals,
             RunRecord(run_dir, self._record(), self.data, before),
             Table(run_dir, self.data, self.notes),
-            LongRunNotice(interval, "fewer --trainer.max_steps take less" if self.checkpoint else SHORT_RUN),
+            LongRunNotice(interval, shorter),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
             *([Compilation()] if self.config.compile else []),
             StepSeed(seed),
@@ -295,18 +299,3 @@ def is_first_process() -> bool:
     """Whether this is the one of a job's processes that owns its folder; asked before there is a Trainer to know."""
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"  # as Lightning's LightningEnvironment
     return node == "0" and getattr(rank_zero_only, "rank", 0) == 0
-
-
-def check_memory(gpt: GPTConfig) -> None:
-    """See that the weights alone are no larger than this machine's memory.
-
-    Raises:
-        ValueError: with both sizes.
-    """
-    weights = 4 * parameter_count(gpt)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if weights > memory:
-        raise ValueError(
-            f"a network with {weights / 4:.2e} parameters takes {weights / 1e9:,.0f} GB, but this machine has "
-            f"{memory / 1e9:,.0f} GB; lower --model.gpt.n_layer or --model.gpt.n_embd"
-        )

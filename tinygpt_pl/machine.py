@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -88,3 +89,18 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory of any kind ran out; torch has a class of its own for that on GPUs alone."""
     words = ("out of memory", "can't allocate memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def check_memory(parameters: int) -> None:
+    """See that the weights of a network alone are no larger than this machine's memory.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    weights = 4 * parameters
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if weights > memory:
+        raise ValueError(
+            f"a network with {parameters:.2e} parameters takes {weights / 1e9:,.0f} GB, but this machine has "
+            f"{memory / 1e9:,.0f} GB; lower --model.gpt.n_layer or --model.gpt.n_embd"
+        )

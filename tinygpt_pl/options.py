@@ -44,6 +44,32 @@ def build_parser(verb: str) -> Parser:
     """The options of one command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
+    _add_run_options(parser, verb)
+    parameters = inspect.signature(pl.Trainer).parameters
+    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
+    parser.add_class_arguments(OptimConfig, "model.optim")
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "tokenizer"}, instantiate=False)
+    parser.add_class_arguments(
+        pl.Trainer,
+        "trainer",
+        skip=set(parameters) - TRAINER_OPTIONS,
+        instantiate=False,
+        sub_configs=True,
+        fail_untyped=False,
+    )
+    parser.add_argument(
+        "--trainer.precision",
+        type=parameters["precision"].annotation | Literal["auto"],
+        default="32-true",
+        help="kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true",
+    )
+    recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
+    parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})
+    return parser
+
+
+def _add_run_options(parser: Parser, verb: str) -> None:
+    """What belongs to a run as a whole, not to its network, text or Trainer."""
     parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
     parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
     parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
@@ -77,27 +103,6 @@ def build_parser(verb: str) -> Parser:
         type=str | None,
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
-    parameters = inspect.signature(pl.Trainer).parameters
-    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
-    parser.add_class_arguments(OptimConfig, "model.optim")
-    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "tokenizer"}, instantiate=False)
-    parser.add_class_arguments(
-        pl.Trainer,
-        "trainer",
-        skip=set(parameters) - TRAINER_OPTIONS,
-        instantiate=False,
-        sub_configs=True,
-        fail_untyped=False,
-    )
-    parser.add_argument(
-        "--trainer.precision",
-        type=parameters["precision"].annotation | Literal["auto"],
-        default="32-true",
-        help="kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true",
-    )
-    recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
-    parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})
-    return parser
 
 
 def check_values(parser: Parser, config: Namespace) -> None:
