@@ -110,6 +110,8 @@ def test_transformers_writes_the_same_greedy_text() -> None:
     writer = transformers.pipeline("text-generation", model="exported")
     (text,) = writer("the ", max_new_tokens=12, do_sample=False)
     assert text["generated_text"] == tokenizer.decode(ours[0])
+    (text,) = writer("the ")  # which would go beyond the window, had the folder no word on that
+    assert len(text["generated_text"]) == 4 + 8
 
 
 def test_the_tokenizer_gives_back_the_whole_corpus(shakespeare_cache: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_round_trip_is_the_identity_on_weights_and_vocabulary(cli: Run, text_f
     for name in ("gpt", "tokenizer"):
         assert before["hyper_parameters"][name] == after["hyper_parameters"][name]
     assert cli("export", "--ckpt_path=back.ckpt", "--output_dir=again")[0] == 0
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert Path("there", name).read_bytes() == Path("again", name).read_bytes()
 
 

@@ -73,6 +73,13 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
         WEIGHTS: safetensors.torch.save(weights, origin),
         CONFIG: _json(_config(gpt.config, tokenizer)),
         TOKENIZER: (tokenizer.json if isinstance(tokenizer, BPETokenizer) else _char_json(tokenizer)).encode(),
+        # transformers' pipeline writes 256 tokens if nobody says how many, and fails at the end of the window.
+        "generation_config.json": _json(
+            {
+                "max_new_tokens": min(256, max(gpt.config.block_size // 2, 1)),
+                **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
+            }
+        ),
         "tokenizer_config.json": _json(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
