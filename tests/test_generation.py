@@ -297,9 +297,10 @@ def test_weights_too_large_to_compute_with_are_told(cli: Run) -> None:
     checkpoint = load(BEST)
     checkpoint["state_dict"]["gpt.ln_f.weight"][:] = 3e38
     write_checkpoint(checkpoint, Path("huge.ckpt"))
-    code, _, err = cli("generate", "--ckpt_path=huge.ckpt")
-    assert code == 2
-    assert "the network's logits are no numbers" in err
+    for temperature in (0, 1):
+        code, _, err = cli("generate", "--ckpt_path=huge.ckpt", f"--temperature={temperature}")
+        assert code == 2
+        assert "the network's logits are no numbers" in err
 
 
 @pytest.mark.usefixtures("trained")

@@ -476,6 +476,27 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: p
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", ["export", "import"])
+def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum: signal.Signals, verb: str) -> None:
+    tokenizer = CharTokenizer.from_text("abc")
+    gpt = {"vocab_size": 3, "block_size": 16, "n_layer": 6, "n_head": 8, "n_embd": 768}  # 170 MB
+    model = TinyGPT(gpt, {}, tokenizer)
+    settings = {"config": "", "global_step": 0, "val_loss": 0.0, "corpus": {"name": "", "sha256": ""}}
+    export_folder(
+        {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), **settings}, Path("large")
+    )
+    write_checkpoint(import_folder(Path("large")), Path("large.ckpt"))
+    options = {"import": "--input_dir=large --output=made", "export": "--ckpt_path=large.ckpt --output_dir=made"}
+    command = [sys.executable, "-m", "tinygpt_pl", verb, *options[verb].split()]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not Path("made.partial").exists():
+            assert process.poll() is None, "it ended before it was stopped"
+        process.send_signal(signum)
+    assert process.returncode == 128 + signum
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "large.ckpt"]
+
+
 def test_nothing_is_written_over(cli: Run, bpe: BPETokenizer) -> None:
     gpt2_folder(bpe)
     Path("gpt2.ckpt").write_text("mine")

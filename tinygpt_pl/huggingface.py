@@ -46,7 +46,6 @@ REQUIRED = {
 }
 """What the network of gpt.py is; leaving one out of config.json stands for the same, but for the first."""
 
-
 UNUSED = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 """Parts that a tokenizer.json can have but GPT-2's has not: with them a text may not come back as it was."""
 

@@ -83,15 +83,14 @@ def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Tokens (B,) of logits (B, V): where numbers (B,) below 1 fall in the cumulative distribution of each row.
 
     Raises:
-        ValueError: for logits that are not numbers.
+        ValueError: for logits that are not numbers, or infinitely large.
     """
+    if not logits.amax(-1).isfinite().all():
+        raise ValueError("the network's logits are no numbers: its weights are damaged, or far too large")
     if config.temperature == 0.0:
         return logits.argmax(-1)
     cumulative = filtered(logits, config).softmax(-1).cumsum(-1)  # (B, V)
-    tokens = torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
-    if tokens.max() >= logits.size(1):  # the only way to a sum that no number is above
-        raise ValueError("the network's logits are no numbers: its weights are damaged, or far too large")
-    return tokens
+    return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
 
 
 def uniforms(seed: int, samples: int) -> Iterator[Tensor]:
