@@ -62,6 +62,7 @@ def texts(run_dir: Path) -> dict[str, list[tuple[int, str]]]:
     return {
         tag: [(row.step, row.tensor_proto.string_val[0].decode()) for row in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
+        if tag.endswith("/text_summary")
     }
 
 

@@ -1,12 +1,14 @@
-"""The seeds of dropout, and the samples."""
+"""The seeds of dropout, the samples, and what is told of the curve."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tests.runs import Run, assert_same, load, outcome, small, texts
+from tests.runs import Run, assert_same, load, outcome, scalars, small, table, texts
 from tinygpt_pl import generate
 from tinygpt_pl.callbacks import dropout_seed
 from tinygpt_pl.checkpoint import load_network
@@ -54,3 +56,39 @@ def test_a_resumed_run_has_each_sample_once(
     cli("fit", "--ckpt_path=last", "--trainer.max_steps=10")
     written = texts(Path("lightning_logs/version_0"))["sample/text_summary"]
     assert [step for step, _ in written] == [0, 4, 6, 8, 10]
+
+
+def test_tensorboard_has_what_runs_are_sorted_by(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against results of iteration 0, as where they are written with the settings at the start."""
+    monkeypatch.chdir(tmp_path)
+    _, said, _ = cli("fit", *small(text_file, run_dir="run"))
+    content = EventAccumulator("run").Reload().PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
+    assert (start["max_lr"].number_value, start["n_layer"].number_value) == (1e-2, 1)
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    curve, rows = scalars(Path("run")), table(said)
+    shown = [info.name.tag for info in experiment.metric_infos]
+    assert shown == ["result/best_val_loss", "result/best_iter", "result/val_loss", "result/train_loss"]
+    best = min(rows, key=lambda row: float(row[2]))
+    for tag, value in zip(shown, (best[2], best[0], rows[-1][2], rows[-1][1]), strict=True):
+        ((step, result),) = curve[tag]
+        assert (step, f"{result:.4f}") == (10, f"{float(value):.4f}")
+
+
+def test_a_finding_is_told_once_though_the_run_goes_on(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cold = {"model__optim__max_lr": 1e-7, "model__optim__min_lr": 1e-8}
+    _, before, _ = cli("fit", *small(text_file, trainer__max_steps=100, model__optim__max_iters=300, **cold))
+    assert "FINDING: flat at iter 100" in before
+    code, after, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=110")
+    assert code == 0, err
+    assert "FINDING" not in after
+    assert "ill (flat): validation went from" in after, "what was before it went on is forgotten"
+    written = texts(Path("lightning_logs/version_0"))
+    assert [step for step, _ in written["findings/text_summary"]] == [100]
+    assert [step for step, _ in written["facts/text_summary"]] == [0, 100]
+    assert "flat" in dict(written["summary/text_summary"])[110]

@@ -1,35 +1,184 @@
-"""The loss at iteration 0."""
+"""What is read from a curve: the lesson's own table, real runs with a bug in them, and real healthy ones."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
-from tinygpt_pl.diagnosis import WrongStart, check_start, expected_start
-from tinygpt_pl.gpt import GPT, INIT_STD, GPTConfig
+from benchmarks.diagnosis import blamed, measure, named
+from tests.zoo import BUGS, HEALTHY, Case, run
+from tinygpt_pl import warmup_cosine
+from tinygpt_pl.data import table_losses
+from tinygpt_pl.diagnosis import EXPLAINS, SYMPTOMS, diagnose
+from tinygpt_pl.evidence import batch_noise
+from tinygpt_pl.history import History, Setup, read_history
+from tinygpt_pl.tokenizer import CharTokenizer
+
+LESSON = """
+0 4.2861 4.2846 3.00e-06
+250 2.4477 2.4633 2.97e-04
+500 2.0410 2.1064 2.89e-04
+1000 1.6295 1.7896 2.57e-04
+1500 1.4692 1.6612 2.11e-04
+2000 1.3818 1.5994 1.72e-04
+2500 1.3155 1.5566 1.35e-04
+3000 1.2637 1.5288 9.87e-05
+3500 1.2210 1.5066 6.79e-05
+4000 1.1885 1.4931 4.49e-05
+4500 1.1650 1.4879 3.37e-05
+5000 1.1511 1.4863 3.00e-05
+"""
+"""Iteration, train, val and learning rate, as the lesson prints them."""
+
+RECIPE = Setup(vocab_size=65, max_steps=5000, max_lr=3e-4, min_lr=3e-5, warmup_iters=100, clip=1.0, dropout=0.2)
 
 
-def test_an_untrained_network_guesses_evenly() -> None:
-    assert expected_start(65) == pytest.approx(4.1744, abs=5e-5)
+def history(rows: Iterable[tuple[int, float, float]], setup: Setup = RECIPE) -> History:
+    """A history of evaluations alone."""
+    made = History([setup])
+    for it, train, val in rows:
+        made.add({"eval/train_loss": train, "eval/val_loss": val}, it)
+    return made
+
+
+def names(made: History, fault: bool = True) -> list[str]:
+    """The findings that are faults, or those that are remarks."""
+    return [finding.name for finding in diagnose(made).findings if finding.fault == fault]
+
+
+def lesson(learning_rates: bool) -> History:
+    """The lesson's run, with the learning rates of its table or without any."""
+    table = [line.split() for line in LESSON.split("\n") if line]
+    made = history((int(it), float(train), float(val)) for it, train, val, _ in table)
+    for it, _, _, lr in table if learning_rates else ():
+        made.add({"optim/lr": float(lr)}, int(it))
+    return made
+
+
+def test_the_lesson_run_is_healthy_and_begins_to_overfit() -> None:
+    verdict = diagnose(lesson(learning_rates=False))
+    assert verdict.healthy
+    assert [finding.name for finding in verdict.findings] == ["mild-overfitting"]
+    assert "grown from 0.02 to 0.34" in verdict.findings[0].evidence
+    assert verdict.verdict == "healthy"
+    assert "from 4.28 at iteration 0 (ln(65) = 4.17) to 1.4863 at 5000" in verdict.summary
+    assert "best at the end" in verdict.summary
+
+
+def test_the_learning_rates_of_the_lesson_do_not_follow_its_formula() -> None:
+    made = lesson(learning_rates=True)
+    assert names(made) == ["off-schedule"]
+    (finding,) = [finding for finding in diagnose(made).findings if finding.fault]
+    assert "2.97e-04 at iteration 250" in finding.evidence
+    assert f"{warmup_cosine(250):.2e}" in finding.evidence
+    for it in list(made.rows["optim/lr"]):
+        made.rows["optim/lr"][it] = float(f"{warmup_cosine(it):.2e}")  # as a table would round them
+    assert names(made) == []
+
+
+def test_a_schedule_that_changes_when_a_run_goes_on_is_followed() -> None:
+    made = history([(0, 4.2, 4.2), (500, 2.0, 2.1)])
+    made.setups = [replace(RECIPE, max_steps=500), replace(RECIPE, max_steps=1000, start=500)]
+    for it in range(0, 1000, 50):
+        made.add({"optim/lr": warmup_cosine(it, max_iters=500 if it < 500 else 1000)}, it)
+    assert names(made) == []
+    made.setups = made.setups[:1]
+    assert names(made) == ["off-schedule"]
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("rows", "fault"),
     [
-        GPTConfig(n_layer=2),
-        GPTConfig(vocab_size=2, n_layer=1, n_head=1, n_embd=8),
-        GPTConfig(vocab_size=5000, block_size=64, n_layer=2, n_head=8, n_embd=768),
+        ([(0, 10.4, 10.4)], "wrong-start"),
+        ([(0, 4.2, 4.2), (250, 2.0, 2.1), (500, 1.6, 1.9), (750, 1.3, 1.95), (1000, 1.1, 2.0)], "overfitting"),
+        ([(0, 4.2, 4.2), *((it, 3.0 - it / 1000, 3.0004 - it / 1000) for it in (250, 500, 750))], "identical-splits"),
+        ([(0, 4.2, 4.2), (250, 4.19, 4.19)], "flat"),
+        ([(0, 4.2, 4.2), (250, 0.1, 0.1)], "too-good"),
     ],
 )
-def test_fresh_networks_start_right(config: GPTConfig) -> None:
-    torch.manual_seed(0)
-    idx, targets = torch.randint(config.vocab_size, (2, 4, config.block_size))
-    _, loss = GPT(config).eval()(idx, targets)
-    assert loss is not None
-    check_start(loss.item(), config.vocab_size, config.n_embd * INIT_STD**2)
+def test_symptoms_that_evaluations_alone_show(rows: list[tuple[int, float, float]], fault: str) -> None:
+    assert names(history(rows)) == [fault]
+    assert names(history([(0, 4.2, 4.2), (250, 2.4, 2.5), (500, 2.0, 2.1), (750, 1.8, 1.95)])) == []
 
 
-@pytest.mark.parametrize("loss", [10.4, 2.0, 0.0, 4.17 * 256, math.nan, math.inf])
-def test_a_broken_start_is_named(loss: float) -> None:
-    with pytest.raises(WrongStart, match=r"far from ln\(65\) = 4\.1744"):
-        check_start(loss, 65, 384 * INIT_STD**2)
+def test_a_fine_tuned_run_starts_where_it_likes() -> None:
+    """Only weights that have learnt nothing have a loss that is known beforehand."""
+    rows = [(0, 1.4, 1.5), (250, 1.38, 1.49)]
+    assert "wrong-start" in names(history(rows))
+    assert names(history(rows, replace(RECIPE, fresh=False))) == []
+
+
+def test_two_evaluations_above_the_best_are_needed_for_overfitting() -> None:
+    rows = [(0, 4.2, 4.2), (250, 2.0, 2.1), (500, 1.6, 2.2)]
+    assert names(history(rows)) == []
+    assert names(history([*rows, (750, 1.5, 2.05)])) == []
+
+
+def test_a_loss_that_is_no_number_is_told_and_breaks_no_other_rule() -> None:
+    made = history([(0, 4.2, 4.2), (250, 2.0, 2.1), (500, math.nan, math.nan)])
+    assert names(made) == ["diverged"]
+    assert "iteration 500" in diagnose(made).findings[0].evidence
+    sampled = replace(RECIPE, sampled=True, eval_batches=3)
+    made = history([(it, 4.2 - it / 1000, 4.2 - it / 1001) for it in range(0, 500, 100)], sampled)
+    made.rows["train/loss"] = {it: 1e38 if it % 20 else math.inf for it in range(0, 500, 10)}
+    assert "diverged" in names(made)
+
+
+@pytest.mark.parametrize("rows", [[], [(0, 4.2, 4.2)], [(0, math.nan, math.nan)]])
+def test_a_run_that_has_hardly_begun_is_read(rows: list[tuple[int, float, float]]) -> None:
+    assert diagnose(history(rows)).summary
+
+
+def test_noise_knows_no_trend() -> None:
+    made = History([RECIPE])
+    for it in range(300):
+        made.add({"train/loss": 4.0 - it / 100 + (0.1 if it % 2 else -0.1)}, it)
+    assert batch_noise(made) == pytest.approx(0.2 / math.sqrt(2), rel=0.1)
+
+
+def test_tables_of_tokens_know_what_they_can() -> None:
+    """Against the entropies of a text that was drawn from known ones."""
+    ids = CharTokenizer.from_text("ab").encode("ab" * 5000)
+    singles, pairs = table_losses(ids[:9000], ids[9000:], 2)
+    assert singles == pytest.approx(math.log(2), abs=1e-3)
+    assert pairs == pytest.approx(0.0, abs=1e-3)
+    unseen = table_losses(ids[:9000], CharTokenizer.from_text("ab").encode("aabb" * 100), 2)
+    assert all(math.isfinite(loss) for loss in unseen)
+    large = np.array([49_999, 49_998] * 5000, dtype=np.int32)
+    assert table_losses(large, large, 50_000)[1] < 0.01, "pairs of large ids were mixed up"
+
+
+def test_what_explains_others_comes_before_them() -> None:
+    assert {case.finding for case in BUGS} >= set(EXPLAINS) - {"diverged"}
+    assert len(SYMPTOMS) == len({symptom.__name__ for symptom in SYMPTOMS})
+
+
+QUICK = {"sum over the window", "gradients lost", "one group scheduled", "targets not shifted", "60 steps"}
+
+
+@pytest.mark.parametrize("case", [case for case in BUGS if case.name in QUICK], ids=lambda case: case.name)
+def test_a_planted_bug_is_named_live_and_from_the_files(case: Case, tmp_path: Path) -> None:
+    run_dir, code, said = run(case, tmp_path)
+    verdict = diagnose(read_history(run_dir))
+    assert [finding.name for finding in verdict.findings if finding.fault or finding.name == case.finding] == [
+        case.finding
+    ]
+    if case.finding == "wrong-start":
+        assert code == 1
+        assert "far from ln(" in said
+    else:
+        assert code == 0
+        live = [line for line in said.splitlines() if f": {case.finding} at iter" in line]
+        assert len(live) == 1, "said more than once, or not at all"
+        assert verdict.summary in said
+
+
+@pytest.mark.slow
+def test_every_bug_is_named_and_no_healthy_run_is_blamed() -> None:
+    rows = measure([*BUGS, *HEALTHY], seed=1337)
+    assert [row[0].name for row in rows if row[0].finding and not named(row)] == []
+    assert [(row[0].name, blamed(row)) for row in rows if blamed(row)] == []
+    assert len(HEALTHY) >= 20

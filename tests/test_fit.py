@@ -97,6 +97,8 @@ def test_the_curve_is_written_at_the_true_step(cli: Run, text_file: Path) -> Non
             ("train/loss", "optim/lr", "optim/grad_norm", "optim/clipped_share", "perf/tokens_per_second", "perf/mfu"),
             trained,
         ),
+        "optim/lr_no_decay": trained,
+        **{f"result/{name}": [10] for name in ("best_val_loss", "best_iter", "val_loss", "train_loss")},
         "progress/tokens_seen": trained,
     }
     for row, (_, train), (_, val) in zip(table(out), curve["eval/train_loss"], curve["eval/val_loss"], strict=True):

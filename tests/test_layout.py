@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "optim", "tokenizer", "diagnosis", "files", "machine", "parser"},
-    {"decoding", "corpus", "checkpoint", "runs"},
-    {"sampling", "huggingface", "data"},
-    {"generation", "exchange", "module"},
-    {"console", "options", "resume"},
-    {"curve", "saving"},
+    {"gpt", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
+    {"decoding", "corpus", "checkpoint", "runs", "evidence"},
+    {"sampling", "huggingface", "data", "symptoms", "generalization", "panels"},
+    {"generation", "exchange", "module", "diagnosis"},
+    {"console", "options", "resume", "report"},
+    {"curve", "saving", "review"},
     {"callbacks"},
     {"job"},
     {"training"},
@@ -22,8 +22,9 @@ FLOORS = [
     {"__main__", "__init__"},
 ]
 WITHOUT_LIGHTNING = [
-    *("gpt", "optim", "tokenizer", "diagnosis", "files", "machine", "parser"),
+    *("gpt", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"),
     *("decoding", "corpus", "checkpoint", "runs", "sampling", "huggingface", "generation", "exchange", "cli"),
+    *("evidence", "symptoms", "generalization", "diagnosis", "panels", "report", "review"),
 ]
 
 

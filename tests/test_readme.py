@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Run, small
-from tinygpt_pl import GPT, GPTConfig, exchange, generation, warmup_cosine
+from tinygpt_pl import GPT, GPTConfig, exchange, generation, review, warmup_cosine
 from tinygpt_pl.options import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,8 @@ def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypat
     expected = 500 if "configs/cpu.yaml" in options else 250
     if verb == "generate":
         generation.build_parser().parse_args(shlex.split(options))
+    elif verb == "diagnose":
+        review.build_parser().parse_args(shlex.split(options))
     elif verb in ("export", "import"):
         exchange.build_parser(verb).parse_args(shlex.split(options))
     else:

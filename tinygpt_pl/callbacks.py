@@ -1,23 +1,29 @@
 """What happens around the steps: evaluation at both ends, samples, dropout's seed, and the record of the run."""
 
 import math
+import platform
 import textwrap
 import time
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 
 from tinygpt_pl.checkpoint import FORMAT
 from tinygpt_pl.console import say
-from tinygpt_pl.curve import CHARTS, EventLogger
-from tinygpt_pl.data import Batch, TextDataModule
-from tinygpt_pl.diagnosis import check_evaluation, check_start
+from tinygpt_pl.curve import CHARTS, RESULTS, EventLogger
+from tinygpt_pl.data import Batch, TextDataModule, table_losses
+from tinygpt_pl.diagnosis import diagnose
 from tinygpt_pl.files import replacing
 from tinygpt_pl.gpt import INIT_STD
+from tinygpt_pl.guards import Unhealthy, check_evaluation, check_start
+from tinygpt_pl.history import History, Setup, fenced, read_history
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs import event_sizes
 from tinygpt_pl.sampling import generate
@@ -140,6 +146,46 @@ class Compilation(Callback):
             say(trainer, f"compiled in {time.perf_counter() - start:.0f}s")
 
 
+class Watch(Callback):
+    """Reads the curve after each evaluation, and says in a line what it finds, once that is certain."""
+
+    def __init__(self, history: History) -> None:
+        """Say nothing yet.
+
+        Args:
+            history: of the run, filled by others.
+        """
+        self.history = history
+        self.told: set[str] = set()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take it that a run that goes on has told what it had found."""
+        self.told = {finding.name for finding in diagnose(self.history).findings}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell what is new."""
+        new = [finding for finding in diagnose(self.history).findings if finding.name not in self.told]
+        self.told |= {finding.name for finding in new}
+        say(trainer, *(finding.line for finding in new))
+        if new:
+            self._log(trainer, "findings", "\n".join(f"- {finding.line}" for finding in new))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the summary with the curve."""
+        self._log(trainer, "summary", diagnose(self.history).line)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave word of why a run was stopped as not worth going on with."""
+        if isinstance(exception, Unhealthy):
+            self._log(trainer, "stopped", str(exception))
+
+    @staticmethod
+    def _log(trainer: pl.Trainer, tag: str, text: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, EventLogger):
+                logger.log_text(tag, text, trainer.global_step)
+
+
 class StepSeed(Callback):
     """Makes dropout a pure function of (seed, optimizer step, micro-batch, rank), so that a resumed run repeats it."""
 
@@ -167,16 +213,21 @@ def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 class RunRecord(Callback):
     """Keeps the run's configuration in its folder and its curve, and what a run that goes on has to match."""
 
-    def __init__(self, run_dir: Path, config: str, data: TextDataModule, before: str = "") -> None:
+    def __init__(
+        self, run_dir: Path, config: str, data: TextDataModule, history: History, *, fresh: bool, before: str = ""
+    ) -> None:
         """Write nothing yet.
 
         Args:
             run_dir: the folder of the run.
             config: its settings, as YAML.
             data: the text, set up.
+            history: of the run; filled with what its folder holds already, and with the present setup.
+            fresh: whether the run starts from weights that have learnt nothing.
             before: the settings that the curve in this folder has noted already.
         """
         self.run_dir, self.config, self.data, self.before = run_dir, config, data, before
+        self.history, self.fresh = history, fresh
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -195,15 +246,54 @@ class RunRecord(Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write config.yaml, and the same to TensorBoard's text page."""
+        """Write config.yaml, and to TensorBoard the same and what is known of network, text and machine."""
+        assert isinstance(pl_module, TinyGPT)
+        facts, settings = self._facts(trainer, pl_module), yaml.safe_load(self.config)
+        with suppress(ValueError):  # a new run has no history yet
+            vars(self.history).update(vars(read_history(self.run_dir)))
+        self.history.setups.append(Setup.of(settings, facts))
         if not trainer.is_global_zero:
             return
         with replacing(self.run_dir / "config.yaml") as file:
             file.write(self.config.encode())
         for logger in trainer.loggers:
-            if isinstance(logger, EventLogger) and self.config != self.before:
-                logger.log_text("config", f"```yaml\n{self.config}\n```", trainer.global_step)
-                logger.lay_out(CHARTS)
+            if isinstance(logger, EventLogger):
+                logger.log_text("facts", fenced(yaml.safe_dump(facts, sort_keys=False)), trainer.global_step)
+                if self.config != self.before:
+                    logger.log_text("config", fenced(self.config), trainer.global_step)
+                    logger.lay_out(CHARTS)
+                    logger.log_hparams(settings)
+
+    def _facts(self, trainer: pl.Trainer, module: TinyGPT) -> dict[str, Any]:
+        config, splits, device = module.gpt.config, self.data.splits, module.device
+        singles, pairs = table_losses(splits["train"].numpy(), splits["val"].numpy(), config.vocab_size)
+        return {
+            "start": trainer.global_step,
+            "fresh": self.fresh,
+            "corpus": self.data.corpus_name,
+            "tokens": {name: len(ids) for name, ids in splits.items()},
+            "vocab_size": config.vocab_size,
+            "parameters": sum(p.numel() for p in module.gpt.parameters()),
+            "logit_variance": config.n_embd * INIT_STD**2,
+            "table_losses": {"singles": singles, "pairs": pairs},
+            "windows_per_step": self.data.windows_per_step(trainer),
+            "eval_batches": self.data.eval_batches(trainer),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "lightning", "tinygpt_pl")},
+        }
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what the run has come to, which TensorBoard shows beside its settings."""
+        evaluations = self.history.evaluations
+        best, last = min(evaluations, key=lambda evaluation: evaluation.val), evaluations[-1]
+        values = (best.val, best.it, last.val, last.train)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(RESULTS, map(float, values), strict=True)), step=trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -11,6 +11,7 @@ from tinygpt_pl.parser import PROG, VERBS, fail
 
 HOMES = {
     **dict.fromkeys(("fit", "validate", "test"), "training"),
+    "diagnose": "review",
     "generate": "generation",
     **dict.fromkeys(("export", "import"), "exchange"),
 }
@@ -24,7 +25,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: its words; those of the shell if left out.
 
     Returns:
-        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 130 or 143 if a signal stopped it.
+        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, 130
+        or 143 if a signal stopped it.
 
     Raises:
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
@@ -50,13 +52,13 @@ def main(args: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def carry_out(prepare: Callable[[], Callable[[], None]]) -> int:
+def carry_out(prepare: Callable[[], Callable[[], int | None]]) -> int:
     """Prepare a command and do its work; gives the exit code: what fails in the work is no wrong setting any more."""
-    code = 2
+    code, done = 2, None
     try:
         work = prepare()
         code = 1
-        work()
+        done = work()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,4 +75,4 @@ def carry_out(prepare: Callable[[], Callable[[], None]]) -> int:
             raise
         fail("out of memory")
         return 1
-    return 0
+    return done or 0

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from tinygpt_pl.checkpoint import read_checkpoint
 from tinygpt_pl.data import Batch, TextDataModule
-from tinygpt_pl.diagnosis import expected_start
+from tinygpt_pl.diagnosis import diagnose
+from tinygpt_pl.guards import expected_start
+from tinygpt_pl.history import History
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.runs import checkpoint_path
@@ -28,8 +30,8 @@ FORWARD_SHARE = 1 / 3
 class Table(Callback):
     """Prints what is trained, a line per evaluation, and where the result is."""
 
-    def __init__(self, run_dir: Path, data: TextDataModule, notes: Sequence[str] = ()) -> None:
-        self.run_dir, self.data, self.notes = run_dir, data, notes
+    def __init__(self, run_dir: Path, data: TextDataModule, history: History, notes: Sequence[str] = ()) -> None:
+        self.run_dir, self.data, self.history, self.notes = run_dir, data, history, notes
         self.elapsed, self.since = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +75,8 @@ class Table(Callback):
         say(trainer, f"iter {it} | train {train:.4f} | val {val:.4f} | lr {lr:.2e} | {seconds:.0f}s")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where the best checkpoint is and how good, by what that file itself holds."""
+        """Sum the run up, and say where the best checkpoint is and how good, by what that file itself holds."""
+        say(trainer, diagnose(self.history).line)
         path, checkpoint = checkpoint_path(self.run_dir, "best"), None
         if trainer.is_global_zero:
             with suppress(ValueError, OSError):  # none was saved, or it is damaged
@@ -214,7 +217,7 @@ class StepProgressBar(ProgressBar):
     def _seconds_left(self, trainer: pl.Trainer) -> float:
         step, last = trainer.global_step, trainer.max_steps
         seconds = (last - step) * self.training / max(step - self.first_step, 1)
-        if self.evaluations:
+        if self.evaluations and step < last:
             to_come = math.ceil(last / self.eval_interval) - step // self.eval_interval
             seconds += to_come * self.evaluating / self.evaluations
         return seconds

@@ -13,20 +13,29 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_pl.console import warn
 from tinygpt_pl.data import Batch
+from tinygpt_pl.history import History
 from tinygpt_pl.machine import matmul_flops
 from tinygpt_pl.module import TinyGPT
 
 CHARTS = {
     "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},
     "optimizer": {
-        "learning rate": ["Multiline", ["optim/lr"]],
+        "learning rate": ["Multiline", ["optim/lr", "optim/lr_no_decay"]],
         "gradient norm before clipping": ["Multiline", ["optim/grad_norm"]],
+        "share of clipped steps": ["Multiline", ["optim/clipped_share"]],
     },
 }
 """The custom-scalar page of TensorBoard."""
+
+RESULTS = ("result/best_val_loss", "result/best_iter", "result/val_loss", "result/train_loss")
+"""What TensorBoard's page of hyper-parameters shows of a run that has come to its end."""
+
+UNSORTED = ("cache_dir", "offline_corpus")
+"""Settings of the text that tell no run from another."""
 
 
 class EventLogger(TensorBoardLogger):
@@ -67,6 +76,21 @@ class EventLogger(TensorBoardLogger):
         """Write the custom-scalar page."""
         self._attempt(lambda: self.experiment.add_custom_scalars(charts))
 
+    def log_hparams(self, settings: Mapping[str, Any]) -> None:
+        """Write what runs are sorted by on the page of hyper-parameters; RESULTS are what they come to.
+
+        Args:
+            settings: nested, as in config.yaml.
+        """
+        model, data, trainer = settings["model"], settings["data"], settings["trainer"]
+        chosen = {"seed_everything": settings["seed_everything"], **model["gpt"], **model["optim"]}
+        chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
+        names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
+        chosen |= {name: trainer[name] for name in names}
+        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
+        summaries = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
+        self._attempt(lambda: [self.experiment.file_writer.add_summary(summary) for summary in summaries])
+
     def save(self) -> None:
         """Write what is buffered, and no second file of settings."""
         self._attempt(lambda: self.experiment.flush())
@@ -76,7 +100,7 @@ class EventLogger(TensorBoardLogger):
         self._attempt(lambda: super(EventLogger, self).finalize(status))
 
     @rank_zero_only
-    def _attempt(self, write: Callable[[], None]) -> None:
+    def _attempt(self, write: Callable[[], object]) -> None:
         if self.broken:
             return
         try:
@@ -93,19 +117,23 @@ class Curve(Callback):
     learning rate of its next step. Nothing more is read from the device between rows.
     """
 
-    def __init__(self, log_every_n_steps: int = 10, peak_flops: float | None = None) -> None:
+    def __init__(
+        self, log_every_n_steps: int = 10, peak_flops: float | None = None, history: History | None = None
+    ) -> None:
         """Write nothing yet.
 
         Args:
             log_every_n_steps: optimizer steps from row to row.
             peak_flops: floating-point operations a second of a device, which `perf/mfu` is a share of; measured if
                 left out.
+            history: which the rows are added to, besides.
         """
         self.log_every_n_steps, self.peak_flops = log_every_n_steps, peak_flops
+        self.history = History() if history is None else history
         self.stepping = False
         self.clipped: Tensor | float = 0.0
         self.steps = 0  # since the last row
-        self.lr = math.nan
+        self.lr: tuple[float, ...] = ()  # of the decayed and of the other parameters
         self.tokens, self.seconds = 0, 0.0  # of training since the last row, in this process
         self.since: float | None = None  # when the clock was started; None while it stands still
         self.ceiling = math.nan
@@ -147,7 +175,7 @@ class Curve(Callback):
     ) -> None:
         """Take the learning rate from the optimizer itself, at the moment it is used."""
         self.stepping = True
-        self.lr = optimizer.param_groups[0]["lr"]
+        self.lr = tuple(group["lr"] for group in optimizer.param_groups)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -174,7 +202,8 @@ class Curve(Callback):
         speed = self.tokens / (self.seconds + time.perf_counter() - self.since)
         return {
             "train/loss": loss,
-            "optim/lr": self.lr,
+            "optim/lr": self.lr[0],
+            "optim/lr_no_decay": self.lr[-1],
             "optim/grad_norm": module.grad_norm.item(),
             "optim/clipped_share": float(self.clipped) / self.steps,
             "perf/tokens_per_second": speed,
@@ -182,7 +211,7 @@ class Curve(Callback):
             "progress/tokens_seen": tokens * (it + 1),
         }
 
-    @staticmethod
-    def _write(trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
+    def _write(self, trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
+        self.history.add(row, step)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)

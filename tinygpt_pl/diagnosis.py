@@ -1,93 +1,113 @@
-"""What a loss curve tells: plain functions from numbers to findings."""
+"""A run's curve, read: its findings without those that others explain, and a summary in words."""
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-
-class Unhealthy(RuntimeError):
-    """A run that is not worth going on with; the message has what was seen, and on a second line what to try."""
-
-
-class WrongStart(Unhealthy):
-    """The loss of the untrained network is not that of a uniform guess."""
-
-
-class Diverged(Unhealthy):
-    """The loss or its gradient left all bounds."""
-
-
-def expected_start(vocab_size: int) -> float:
-    """Loss in nats of a uniform guess among the tokens, ln V."""
-    return math.log(vocab_size)
-
-
-def check_start(loss: float, vocab_size: int, logit_variance: float) -> None:
-    """Compare the loss at iteration 0 with ln V.
-
-    The logits of a fresh network are not all equal, and half of their variance adds to the loss; besides, through a
-    tied head a token is taken to repeat itself, which a text full of blanks rewards. The tolerance is that variance and
-    one nat.
-
-    Args:
-        loss: of the untrained network, in nats per token.
-        vocab_size: V.
-        logit_variance: of the logits at one position of a fresh network, about n_embd·INIT_STD**2.
-
-    Raises:
-        WrongStart: if the loss is further away than that, or not a number.
-    """
-    expected = expected_start(vocab_size)
-    if not abs(loss - expected) <= 1.0 + logit_variance:
-        raise WrongStart(
-            f"the loss starts at {loss:.4f}, far from ln({vocab_size}) = {expected:.4f}, where an untrained network "
-            "belongs.\nSomething is broken before the first step: look at the vocabulary size, the reduction of the "
-            "loss, the shift of the targets and the initialisation."
-        )
-
-
-CALMER = (
-    "Try a lower --model.optim.max_lr, a longer --model.optim.warmup_iters, or --trainer.precision 32-true if it was "
-    "lower."
+from tinygpt_pl.evidence import Finding, clipped_share
+from tinygpt_pl.generalization import (
+    best_early,
+    identical_splits,
+    mild_overfitting,
+    noisy_evaluation,
+    overfitting,
+    still_falling,
+    too_good,
+)
+from tinygpt_pl.guards import expected_start
+from tinygpt_pl.history import History
+from tinygpt_pl.symptoms import (
+    always_clipped,
+    broken_start,
+    diverged,
+    dropout_not_switched,
+    flat,
+    groups_differ,
+    never_good,
+    off_schedule,
+    resume_bump,
+    too_hot,
 )
 
+SYMPTOMS: tuple[Callable[[History], Finding | None], ...] = (
+    *(broken_start, off_schedule, groups_differ, flat, too_hot, diverged, never_good, too_good),
+    *(identical_splits, overfitting, always_clipped, dropout_not_switched, resume_bump, noisy_evaluation),
+    *(mild_overfitting, best_early, still_falling),
+)
+"""All symptoms; those that explain others come before them."""
 
-def check_step(it: int, loss: float, grad_norm: float, lr: float) -> None:
-    """Look at an optimizer step before it is taken.
+STILL = {
+    "flat",
+    "never-good",
+    "always-clipped",
+    "noisy-evaluation",
+    "dropout-not-switched",
+    "still-falling",
+    "best-early",
+}
 
-    Args:
-        it: optimizer steps taken so far.
-        loss: of the step's windows, in nats per token.
-        grad_norm: of its gradient, before clipping.
-        lr: the learning rate that it would be taken with.
-
-    Raises:
-        Diverged: if the loss or the norm is not finite.
-    """
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise Diverged(
-            f"at iteration {it} the loss is {loss:.4f} and the gradient norm {grad_norm:.4g}, at learning rate "
-            f"{lr:.2e}; the step was not taken.\n{CALMER}"
-        )
+EXPLAINS = {
+    "wrong-start": {"diverged"},
+    "off-schedule": STILL | {"learning-rate-too-high", "diverged", "overfitting"},
+    "flat": STILL | {"learning-rate-too-high"},
+    "learning-rate-too-high": STILL | {"diverged", "overfitting", "mild-overfitting"},
+    "diverged": STILL,
+    "never-good": STILL,
+    "too-good": STILL | {"identical-splits", "overfitting", "mild-overfitting"},
+    "overfitting": {"always-clipped", "mild-overfitting", "best-early"},
+}
+"""Findings that are but consequences of one that comes before them."""
 
 
-def check_evaluation(it: int, train_loss: float, val_loss: float, vocab_size: int, lr: float) -> None:
-    """Look at an evaluation before anything is saved.
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, faults first, and the run in a sentence."""
 
-    A network that knows nothing scores ln V. One that is four times as bad on the very text it is trained on has been
-    thrown off for good; on the validation split it may merely have learnt the other one by heart.
+    findings: tuple[Finding, ...]
+    verdict: str
+    """Healthy, ill with the names of the faults, or too early to say."""
+    summary: str
 
-    Args:
-        it: optimizer steps taken.
-        train_loss: of the training split, in nats per token.
-        val_loss: of the validation split, in nats per token.
-        vocab_size: V.
-        lr: the learning rate of the next step.
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no fault."""
+        return not any(finding.fault for finding in self.findings)
 
-    Raises:
-        Diverged: if the training loss is more than 4·ln V (and more than 4), or one of them not finite.
-    """
-    uniform = expected_start(vocab_size)
-    if not (train_loss <= 4.0 * max(uniform, 1.0) and math.isfinite(val_loss)):
-        raise Diverged(
-            f"at iteration {it} the loss is {train_loss:.4f} in training and {val_loss:.4f} in validation, at learning "
-            f"rate {lr:.2e}; a uniform guess has {uniform:.4f}.\n{CALMER}"
-        )
+    @property
+    def line(self) -> str:
+        """Verdict and summary."""
+        return f"{self.verdict}: {self.summary}"
+
+
+def diagnose(history: History) -> Diagnosis:
+    """Read a curve."""
+    if not history.evaluations:
+        return Diagnosis((), "too early to say", "nothing has been evaluated yet")
+    found: list[Finding] = []
+    explained: set[str] = set()
+    for symptom in SYMPTOMS:
+        finding = symptom(history)
+        if finding and finding.name not in explained:
+            found.append(finding)
+            explained |= EXPLAINS.get(finding.name, set())
+    found.sort(key=lambda finding: not finding.fault)
+    faults = ", ".join(finding.name for finding in found if finding.fault)
+    return Diagnosis(tuple(found), f"ill ({faults})" if faults else "healthy", summarise(history))
+
+
+def summarise(history: History) -> str:
+    """The run in a sentence."""
+    setup, evaluations = history.setups[0], history.evaluations
+    first, last, best = evaluations[0], evaluations[-1], min(evaluations, key=lambda e: e.val)
+    uniform = f" (ln({setup.vocab_size}) = {expected_start(setup.vocab_size):.2f})" if first.it == 0 else ""
+    if first is last:
+        said = [f"validation is {first.val:.4f} at iteration {first.it}{uniform}"]
+    else:
+        way = f"validation went from {first.val:.2f} at iteration {first.it}{uniform} to {last.val:.4f} at {last.it}"
+        place = "at the end" if best is last else f"at iteration {best.it} with {best.val:.4f}"
+        said = [f"{way}, and was best {place}"]
+    said.append(f"the gap to training is {last.val - last.train:.2f}")
+    if setup.clip and history.curve("optim/clipped_share") and history.last > 1.2 * setup.warmup_iters:
+        said.append(f"{clipped_share(history):.0%} of the steps after the warm-up were clipped")
+    if not history.finished:
+        said.append(f"it has come to iteration {history.last} of {history.setups[-1].max_steps}")
+    return "; ".join(said)

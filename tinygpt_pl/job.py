@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, Samples, StepSeed
+from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, Samples, StepSeed, Watch
 from tinygpt_pl.checkpoint import (
     check_same_network,
     check_training_state,
@@ -29,6 +29,7 @@ from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
 from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig, parameter_count
+from tinygpt_pl.history import History
 from tinygpt_pl.machine import check_memory, device_type, keep_freed_memory, multiplies_bf16
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
@@ -205,16 +206,18 @@ class Job:
         shorter = "fewer --trainer.max_steps help" if self.checkpoint else "--config configs/cpu.yaml takes minutes"
         interval, signals = self.config.eval_interval, StopSignals()
         seed, tokens = self.config.seed_everything, self.config.sample_tokens
+        history, fresh = History(), self.checkpoint is None
         callbacks: list[Callback] = [
             signals,
-            RunRecord(run_dir, self._record(), self.data, before),
-            Table(run_dir, self.data, self.notes),
+            RunRecord(run_dir, self._record(), self.data, history, fresh=fresh, before=before),
+            Table(run_dir, self.data, history, self.notes),
             LongRunNotice(interval, shorter),
             *([StepProgressBar(interval)] if options["enable_progress_bar"] is not False else []),
             *([Compilation()] if self.config.compile else []),
             StepSeed(seed),
-            Curve(options["log_every_n_steps"], self.config.peak_tflops and self.config.peak_tflops * 1e12),
-            Evaluation(fresh=self.checkpoint is None),
+            Curve(options["log_every_n_steps"], self.config.peak_tflops and self.config.peak_tflops * 1e12, history),
+            Evaluation(fresh=fresh),
+            Watch(history),
             *([Samples(self.data.tokenizer, seed, tokens, show=self.config.print_samples)] if tokens else []),
             BestCheckpoint(run_dir, self.files),
             LastCheckpoint(run_dir, self.config.save_minutes, signals),

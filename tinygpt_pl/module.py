@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from tinygpt_pl.data import Batch
-from tinygpt_pl.diagnosis import check_step
 from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
 from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
 

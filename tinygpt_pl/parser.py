@@ -12,6 +12,7 @@ VERBS = {
     "fit": "train a network, or go on with --ckpt_path last",
     "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
     "test": "score a checkpoint on the whole validation split, every token once",
+    "diagnose": "say what the curve of a run shows, from its event files",
     "generate": "write text with a checkpoint",
     "export": "turn a checkpoint into a folder that Hugging Face transformers opens",
     "import": "turn a GPT-2 folder of Hugging Face transformers into a checkpoint",

@@ -42,6 +42,18 @@ def new_run_dir() -> Path:
     return LOGS / f"version_{versions[-1][0] + 1 if versions else 0}"
 
 
+def newest_run() -> Path:
+    """The newest run in lightning_logs.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    runs = [version for _, version in _versions() if is_run(version)]
+    if not runs:
+        raise ValueError(f"there is no run in {LOGS.resolve()}; fit makes one")
+    return runs[-1]
+
+
 def run_of(path: Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None for a file that was moved out of one."""
     folder = path.absolute().parent

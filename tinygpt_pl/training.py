@@ -11,7 +11,7 @@ from contextlib import suppress
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.checkpoint import newest_sound
-from tinygpt_pl.diagnosis import Unhealthy
+from tinygpt_pl.guards import Unhealthy
 from tinygpt_pl.job import Job
 from tinygpt_pl.machine import out_of_memory
 from tinygpt_pl.parser import PROG, fail

@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each a command with a table as its output."""

@@ -1,0 +1,85 @@
+"""What symptoms are judged by: the scatter of the batch loss, how far weights can have moved, spikes, standstills."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from tinygpt_pl.guards import expected_start
+from tinygpt_pl.history import History
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a curve shows."""
+
+    name: str
+    it: int
+    """Iteration from which on it is certain."""
+    evidence: str
+    """What was seen, in numbers and iterations."""
+    causes: tuple[str, ...]
+    """What may have led to it, the likeliest first."""
+    fix: str
+    """What to change, as an option of the command line where there is one."""
+    fault: bool = True
+    """Whether the run is ill; a healthy one has remarks at most."""
+
+    @property
+    def line(self) -> str:
+        """The finding as one line."""
+        return f"{'FINDING' if self.fault else 'remark'}: {self.name} at iter {self.it}: {self.evidence}; {self.fix}"
+
+
+def batch_noise(history: History) -> float | None:
+    """Standard deviation of the loss from one step's windows to the next ones'; None if there are too few rows.
+
+    The difference of neighbouring rows knows no trend, and has twice the variance.
+    """
+    losses = [loss for _, loss in history.curve("train/loss") if math.isfinite(loss)]
+    steps = [b - a for a, b in zip(losses[len(losses) // 3 :], losses[len(losses) // 3 + 1 :], strict=False)]
+    return math.sqrt(fmean(step**2 for step in steps) / 2) if len(steps) >= 10 else None
+
+
+def way(history: History) -> float:
+    """How far Adam can have moved a weight: the sum of the learning rates of all steps, each a bound of its step."""
+    rows = history.curve("optim/lr")
+    return sum(lr * (after - it) for (it, lr), (after, _) in itertools.pairwise(rows))
+
+
+FAR = 0.1
+"""A way that takes a network with weights of 0.02 to wherever it belongs."""
+
+
+def clipped_share(history: History) -> float:
+    """Share of clipped steps after the warm-up and a tenth of the run."""
+    start = history.setups[-1].warmup_iters + history.last // 10
+    return fmean([share for _, share in history.curve("optim/clipped_share", start)] or [0.0])
+
+
+def spike(history: History) -> tuple[int, float, float] | None:
+    """Where the loss first left its way: iteration, loss there, and the lowest before; None if it did not.
+
+    The median of three rows is looked at, so that no single batch counts.
+    """
+    rows, noise = history.curve("train/loss"), batch_noise(history) or 0.0
+    losses = [(rows[i][0], median(loss for _, loss in rows[i - 1 : i + 2])) for i in range(1, len(rows) - 1)]
+    losses = rows[:1] + losses + [(e.it, e.train) for e in history.evaluations[1:]]
+    rise, lowest = max(0.05 * expected_start(history.setups[0].vocab_size), 3.0 * noise), math.inf
+    for it, loss in sorted(losses):
+        if loss > lowest + rise:
+            return it, loss, lowest
+        lowest = min(lowest, loss)
+    return None
+
+
+def stuck(history: History) -> bool:
+    """Whether a network that has come far still knows less than a table of pairs of tokens, and falls no more."""
+    setup, evaluations = history.setups[0], history.evaluations
+    last = evaluations[-1]
+    halfway = next(e for e in evaluations if e.it >= last.it / 2)
+    uniform = expected_start(setup.vocab_size)
+    late = history.finished or last.it >= max(2 * setup.warmup_iters, setup.max_steps / 2)
+    certain = late and way(history) >= 5 * FAR
+    poor = last.val > setup.pairs + 0.33 * (setup.singles - setup.pairs)
+    return bool(setup.fresh and certain and poor and halfway.train - last.train < 0.04 * uniform)
