@@ -249,8 +249,9 @@ class RunRecord(Callback):
         """Write config.yaml, and to TensorBoard the same and what is known of network, text and machine."""
         assert isinstance(pl_module, TinyGPT)
         facts, settings = self._facts(trainer, pl_module), yaml.safe_load(self.config)
-        with suppress(ValueError):  # a new run has no history yet
-            vars(self.history).update(vars(read_history(self.run_dir)))
+        if trainer.global_step:
+            with suppress(ValueError, OSError):  # a run that goes on in another folder has no history there
+                vars(self.history).update(vars(read_history(self.run_dir)))
         self.history.setups.append(Setup.of(settings, facts))
         if not trainer.is_global_zero:
             return

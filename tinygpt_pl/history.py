@@ -5,7 +5,7 @@ An iteration is an optimizer step. A row at iteration x speaks of the network af
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,14 +139,21 @@ def read_history(run_dir: Path) -> History:
         if name != tag:
             pages = {row.step: row.tensor_proto.string_val[0].decode() for row in events.Tensors(tag)}
             history.texts[name] = pages
-    configs = {it: yaml.safe_load(unfenced(page)) for it, page in history.texts.get("config", {}).items()}
-    for start, page in sorted(history.texts.get("facts", {}).items()):
-        known = [config for it, config in sorted(configs.items()) if it <= start]
-        if known:
-            history.setups.append(Setup.of(known[-1], yaml.safe_load(unfenced(page))))
+    try:
+        history.setups += _setups(history.texts)
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"the settings in {run_dir} are not those of this version of the program: {error!r}") from None
     if not history.setups:
         raise ValueError(f"{run_dir} holds no curve of a run: give a folder that fit has written")
     return history
+
+
+def _setups(texts: Mapping[str, Mapping[int, str]]) -> Iterator[Setup]:
+    configs = {it: yaml.safe_load(unfenced(page)) for it, page in texts.get("config", {}).items()}
+    for start, page in sorted(texts.get("facts", {}).items()):
+        known = [config for it, config in sorted(configs.items()) if it <= start]
+        if known:
+            yield Setup.of(known[-1], yaml.safe_load(unfenced(page)))
 
 
 def fenced(text: str) -> str:
