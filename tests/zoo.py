@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tests.reference import english
 from tinygpt_pl import job
-from tinygpt_pl.data import Batch, TextDataModule
+from tinygpt_pl.data import Batch, FixedWindows, TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import configure_adamw
@@ -140,11 +140,19 @@ class WideStart(TinyGPT):
 
 
 class NoSplit(TextDataModule):
-    """Trains and validates on the same text."""
+    """Trains and validates on the same text; where its windows fit it exactly, both evaluations have the same ones."""
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         self.splits = {name: torch.cat(list(self.splits.values())) for name in self.splits}
+
+
+class OneLoader(TextDataModule):
+    """Evaluates the training split in the place of both."""
+
+    def val_dataloader(self) -> list[FixedWindows]:
+        _, train = super().val_dataloader()
+        return [train, train]
 
 
 class LosesOptimizerState(Callback):
@@ -183,7 +191,7 @@ def write_texts(folder: Path) -> dict[str, str]:
     library = Path(textwrap.__file__).parent
     modules = ("argparse", "ast", "typing", "turtle")
     code = "".join((library / f"{name}.py").read_text(encoding="utf-8") for name in modules)
-    texts = {"SHORT": reference[:6000], "MEDIUM": reference[:60000], "CODE": code, "WORDS": english(100000)}
+    texts = {"SHORT": reference[:6000], "MEDIUM": reference[: 32 * 1000 + 1], "CODE": code, "WORDS": english(100000)}
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return {name: str(folder / f"{name}.txt") for name in texts}
@@ -208,7 +216,7 @@ def run(case: Case, folder: Path, common: Mapping[str, Any] = SMALL) -> tuple[Pa
     return run_dir, code, said.getvalue()
 
 
-FINE: Mapping[str, Any] = {"data.batch_size": 48, "trainer.log_every_n_steps": 1}
+FINE: Mapping[str, Any] = {"data.batch_size": 96, "trainer.log_every_n_steps": 1}
 """A batch loss with less noise, and all of it."""
 
 CLEAR: Mapping[str, Any] = {
@@ -227,6 +235,7 @@ BUGS = [
     bug("learning rate 1e-7", "flat", model__optim__max_lr=1e-7, model__optim__min_lr=1e-8),
     bug("gradients lost", "flat", NoGradients),
     bug("a short text by heart", "overfitting", data__corpus="SHORT", trainer__max_steps=600),
+    Case("one loader for both", "identical-splits", data=OneLoader),
     Case("no split", "identical-splits", {"data.eval_coverage": "full", "data.corpus": "MEDIUM"}, data=NoSplit),
     bug("clip at 0.01", "always-clipped", trainer__gradient_clip_val=0.01),
     bug("zero_grad forgotten", "never-good", NeverZeroed),
@@ -244,7 +253,7 @@ BUGS = [
     bug("one batch to evaluate", "noisy-evaluation", data__eval_iters=1),
     bug("targets not shifted", "too-good", NoShift),
     bug("no causal mask", "too-good", SeesTheFuture, model__optim__max_lr=8e-3, trainer__max_steps=450),
-    bug("ten times the steps it takes", "best-early", data__corpus="WORDS", trainer__max_steps=900),
+    bug("ten times the steps it takes", "best-early", data__corpus="WORDS", trainer__max_steps=1200),
     bug("60 steps", "still-falling", trainer__max_steps=60, eval_interval=10),
 ]
 

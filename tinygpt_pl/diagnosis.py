@@ -51,7 +51,7 @@ EXPLAINS = {
     "flat": STILL | {"learning-rate-too-high"},
     "learning-rate-too-high": STILL | {"diverged", "overfitting", "mild-overfitting"},
     "diverged": STILL,
-    "never-good": STILL,
+    "never-good": STILL | {"overfitting", "mild-overfitting"},
     "too-good": STILL | {"identical-splits", "overfitting", "mild-overfitting"},
     "overfitting": {"always-clipped", "mild-overfitting", "best-early"},
 }

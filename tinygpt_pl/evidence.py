@@ -51,6 +51,10 @@ FAR = 0.1
 """A way that takes a network with weights of 0.02 to wherever it belongs."""
 
 
+ENOUGH = 1000
+"""Tokens, for each of the vocabulary, that a network has to have seen before it can know which follow which."""
+
+
 def clipped_share(history: History) -> float:
     """Share of clipped steps after the warm-up and a tenth of the run."""
     start = history.setups[-1].warmup_iters + history.last // 10
@@ -80,6 +84,7 @@ def stuck(history: History) -> bool:
     halfway = next(e for e in evaluations if e.it >= last.it / 2)
     uniform = expected_start(setup.vocab_size)
     late = history.finished or last.it >= max(2 * setup.warmup_iters, setup.max_steps / 2)
-    certain = late and way(history) >= 5 * FAR
+    seen = max((tokens for _, tokens in history.curve("progress/tokens_seen")), default=0.0)
+    certain = late and way(history) >= 5 * FAR and seen >= ENOUGH * setup.vocab_size
     poor = last.val > setup.pairs + 0.33 * (setup.singles - setup.pairs)
     return bool(setup.fresh and certain and poor and halfway.train - last.train < 0.04 * uniform)

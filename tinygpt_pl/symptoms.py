@@ -117,8 +117,12 @@ def flat(history: History) -> Finding | None:
     setup, (first, *_, last) = history.setups[0], (history.evaluations[0], *history.evaluations)
     fall = first.train - last.train
     certain = last.it >= max(50, min(setup.max_steps, max(100, 2 * setup.warmup_iters)))
-    if not (setup.fresh and first.it == 0 and certain and abs(fall) < 0.05 * expected_start(setup.vocab_size)):
+    uniform = expected_start(setup.vocab_size)
+    if not (setup.fresh and first.it == 0 and certain and abs(fall) < 0.05 * uniform):
         return None
+    lowest = min((loss for _, loss in history.curve("train/loss")), default=last.train)
+    if first.train - lowest > 0.1 * uniform + 3.0 * (batch_noise(history) or 0.0):
+        return None  # it moves, and has come back
     norm = median([norm for _, norm in history.curve("optim/grad_norm")] or [math.nan])
     lr = max((lr for _, lr in history.curve("optim/lr")), default=math.nan)
     slow, cut = (
@@ -212,12 +216,14 @@ def resume_bump(history: History) -> Finding | None:
     """The loss is higher after a run went on than before."""
     noise = batch_noise(history)
     for setup in history.setups:
-        before = [loss for it, loss in history.curve("train/loss") if it < setup.start][-10:]
-        after = [loss for _, loss in history.curve("train/loss", setup.start)][:5]
+        before = [loss for it, loss in history.curve("train/loss") if it < setup.start][-30:]
+        after = [loss for _, loss in history.curve("train/loss", setup.start + 1)][
+            :5
+        ]  # the first step's comes before it
         if noise is None or min(len(before), len(after)) < 5:
             continue
         rise = fmean(after) - fmean(before)
-        if rise > max(0.02, 4.0 * noise * math.sqrt(1 / len(before) + 1 / len(after))):
+        if rise > max(0.02, 3.5 * noise * math.sqrt(1 / len(before) + 1 / len(after))):
             return Finding(
                 "resume-bump",
                 setup.start,
