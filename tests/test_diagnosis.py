@@ -1,7 +1,10 @@
 """What is read from a curve: the lesson's own table, real runs with a bug in them, and real healthy ones."""
 
+import inspect
 import math
-from collections.abc import Iterable
+import random
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +37,10 @@ LESSON = """
 """Iteration, train, val and learning rate, as the lesson prints them."""
 
 RECIPE = Setup(vocab_size=65, max_steps=5000, max_lr=3e-4, min_lr=3e-5, warmup_iters=100, clip=1.0, dropout=0.2)
+
+
+TABLES = Setup(65, 1000, 1e-2, 1e-3, 100, clip=1.0, eval_batches=200, table_losses=(3.3, 2.5))
+"""A run of 1000 steps whose text is counted."""
 
 
 def history(rows: Iterable[tuple[int, float, float]], setup: Setup = RECIPE) -> History:
@@ -133,10 +140,10 @@ def test_a_run_that_has_hardly_begun_is_read(rows: list[tuple[int, float, float]
 
 
 def test_noise_knows_no_trend() -> None:
-    made = History([RECIPE])
-    for it in range(300):
-        made.add({"train/loss": 4.0 - it / 100 + (0.1 if it % 2 else -0.1)}, it)
-    assert batch_noise(made) == pytest.approx(0.2 / math.sqrt(2), rel=0.1)
+    draw, made = random.Random(0), History([RECIPE])
+    for it in range(600):
+        made.add({"train/loss": 40.0 - it / 10 + draw.gauss(0.0, 0.1)}, it)
+    assert batch_noise(made) == pytest.approx(0.1, rel=0.1)
 
 
 def test_tables_of_tokens_know_what_they_can() -> None:
@@ -152,8 +159,133 @@ def test_tables_of_tokens_know_what_they_can() -> None:
 
 
 def test_what_explains_others_comes_before_them() -> None:
-    assert {case.finding for case in BUGS} >= set(EXPLAINS) - {"diverged"}
-    assert len(SYMPTOMS) == len({symptom.__name__ for symptom in SYMPTOMS})
+    source = {symptom.__name__: inspect.getsource(symptom) for symptom in SYMPTOMS}
+    order = [re.findall(r'Finding\(\s*"([\w-]+)"', text)[0] for text in source.values()]
+    assert len(set(order)) == len(SYMPTOMS) == 17
+    for explainer, explained in EXPLAINS.items():
+        assert explained <= set(order)
+        if explainer not in explained:
+            assert any(order.index(explainer) < order.index(name) for name in explained)
+
+
+def trained(
+    loss: Callable[[int], float],
+    setup: Setup = TABLES,
+    val: Callable[[int], float] | None = None,
+    norm: Callable[[int], float] = lambda it: 0.5,
+    noise: float = 0.02,
+    excess: float = 0.0,
+) -> History:
+    """A history of 1000 steps: losses and gradient norms by the step, rows each 10, evaluations each 100."""
+    made, draw = History([setup]), random.Random(0)
+    for it in range(0, setup.max_steps, 10):
+        row = {"train/loss": loss(it) + excess + draw.gauss(0.0, noise), "optim/grad_norm": norm(it)}
+        lr = warmup_cosine(it, setup.max_lr, setup.min_lr, setup.warmup_iters, setup.max_steps)
+        row |= {
+            "optim/lr": lr,
+            "optim/clipped_share": float(norm(it) > 1.0),
+            "progress/tokens_seen": 16384.0 * (it + 1),
+        }
+        made.add(row, it)
+    for it in range(0, setup.max_steps + 1, 100):
+        made.add({"eval/train_loss": loss(it), "eval/val_loss": (val or (lambda it: loss(it) + 0.05))(it)}, it)
+    return made
+
+
+def falling(it: int) -> float:
+    """A healthy loss."""
+    return 1.5 + 2.7 * math.exp(-it / 150)
+
+
+def test_a_healthy_curve_has_no_fault() -> None:
+    assert names(trained(falling)) == []
+
+
+def test_a_spike_and_a_plateau_are_a_high_learning_rate() -> None:
+    made = trained(lambda it: 8.0 if 20 < it < 90 else 4.2 if it <= 20 else 3.3)
+    assert names(made) == ["learning-rate-too-high"]
+    assert re.match(r"it rose to (8\.0|7\.9)\d at iteration 30, from 4\.", diagnose(made).findings[0].evidence)
+    assert names(trained(lambda it: falling(it) + (3.0 if it == 500 else 0.0))) == [], "one batch is no spike"
+
+
+def test_a_plateau_above_pairs_with_every_step_clipped_is_never_good() -> None:
+    made = trained(lambda it: 4.2 if it < 50 else 2.85, norm=lambda it: 1.4)
+    assert names(made) == ["never-good"]
+    assert diagnose(made).findings[0].causes[0].startswith("gradients are summed over steps")
+    made = trained(lambda it: 4.2 if it < 50 else 2.85, norm=lambda it: 2.0 if it == 0 else 20.0)
+    assert names(made) == ["never-good"]
+
+
+def test_a_text_learnt_by_heart_is_no_high_learning_rate() -> None:
+    def risen(it: int) -> float:
+        return 2.4 + it / 500 if it else 4.2
+
+    assert names(trained(lambda it: 0.05 + 4.1 * math.exp(-it / 100), val=risen)) == ["overfitting"]
+
+
+def test_a_text_with_little_to_learn_is_no_fault() -> None:
+    def settled(it: int) -> float:
+        return 1.39 - 0.05 * min(it, 500) / 500
+
+    for tables in ((1.36, 1.34), (1.36, 1.37)):
+        setup = replace(TABLES, vocab_size=4, table_losses=tables)
+        assert names(trained(settled, setup, val=settled)) == []
+        assert names(trained(lambda it: 1.39, setup)) == ["flat"]
+
+
+def test_clipping_at_a_hundredth_is_a_fault_and_at_half_a_remark() -> None:
+    made = trained(falling, replace(TABLES, clip=0.01), norm=lambda it: 2.0)
+    assert names(made) == ["always-clipped"]
+    assert "--trainer.gradient_clip_val 1.0" in diagnose(made).findings[0].fix
+    assert names(trained(falling, norm=lambda it: 2.0)) == []
+    assert "always-clipped" in names(trained(falling, norm=lambda it: 2.0), fault=False)
+
+
+def test_dropout_has_to_cost_something() -> None:
+    dropped = replace(TABLES, dropout=0.2)
+    assert names(trained(falling, dropped)) == ["dropout-not-switched"]
+    assert names(trained(falling, dropped, excess=0.08)) == []
+    assert names(trained(falling, dropped, noise=0.5)) == [], "nothing can be told from so much noise"
+
+
+def test_a_bump_after_a_resume_is_the_optimizer_unless_something_changed() -> None:
+    def bumped(it: int) -> float:
+        return falling(it) + 0.3 * (500 < it <= 550)
+
+    resumed = replace(TABLES, start=500)
+    made = trained(bumped)
+    assert names(made) == []
+    made.setups.append(resumed)
+    assert names(made) == ["resume-bump"]
+    made.setups[1] = replace(resumed, dropout=0.1)
+    assert "resume-bump" not in names(made)
+    made.setups[1] = resumed
+    made.rows["optim/lr"] = {it: lr * (2.0 if it >= 500 else 1.0) for it, lr in made.rows["optim/lr"].items()}
+    assert "resume-bump" not in names(made)
+
+
+def test_an_evaluation_of_one_small_batch_is_noisy() -> None:
+    one = replace(TABLES, sampled=True, eval_batches=1)
+    assert names(trained(falling, one, noise=0.2)) == ["noisy-evaluation"]
+    assert names(trained(falling, replace(one, eval_batches=200), noise=0.2)) == []
+    assert names(trained(falling, replace(one, sampled=False), noise=0.2)) == []
+
+
+def test_a_run_that_was_done_early_could_have_been_shorter() -> None:
+    made = trained(lambda it: max(1.5, 4.2 - it / 100))
+    assert names(made, fault=False) == ["best-early"]
+    assert "--trainer.max_steps 300" in diagnose(made).findings[0].fix
+
+
+def test_a_run_that_went_on_elsewhere_near_its_end_is_read() -> None:
+    assert names(history([(it, 1.2, 1.5) for it in (4250, 4500, 4750, 5000)], replace(RECIPE, start=4250))) == []
+
+
+def test_a_run_that_stopped_at_its_first_evaluation_is_ill() -> None:
+    made = history([(0, math.nan, math.nan)])
+    made.texts["stopped"] = {0: "the loss is nan"}
+    assert diagnose(made).verdict == "ill (diverged)"
+    assert not diagnose(made).healthy
 
 
 QUICK = {"sum over the window", "gradients lost", "one group scheduled", "targets not shifted", "60 steps"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import random
 import re
 import textwrap
 from collections.abc import Mapping
@@ -191,7 +192,17 @@ def write_texts(folder: Path) -> dict[str, str]:
     library = Path(textwrap.__file__).parent
     modules = ("argparse", "ast", "typing", "turtle")
     code = "".join((library / f"{name}.py").read_text(encoding="utf-8") for name in modules)
-    texts = {"SHORT": reference[:6000], "MEDIUM": reference[: 32 * 1000 + 1], "CODE": code, "WORDS": english(100000)}
+    draw = random.Random(0)
+    letters = "".join(draw.choices("abcdefghij", weights=range(1, 11), k=50000))
+    bits = "".join(draw.choices("01", k=50000))
+    texts = {
+        "LETTERS": letters,
+        "BITS": bits,
+        "SHORT": reference[:6000],
+        "MEDIUM": reference[: 32 * 1000 + 1],
+        "CODE": code,
+        "WORDS": english(100000),
+    }
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return {name: str(folder / f"{name}.txt") for name in texts}
@@ -220,7 +231,7 @@ FINE: Mapping[str, Any] = {"data.batch_size": 96, "trainer.log_every_n_steps": 1
 """A batch loss with less noise, and all of it."""
 
 CLEAR: Mapping[str, Any] = {
-    "model__gpt__dropout": 0.4,
+    "model__gpt__dropout": 0.5,
     "data__batch_size": 48,
     "trainer__log_every_n_steps": 1,
     "data__eval_iters": 60,
@@ -250,7 +261,7 @@ BUGS = [
         {**FINE, "trainer.max_steps": 200, "model.optim.max_iters": 400, "model.optim.max_lr": 1e-2},
         resumed={"trainer.max_steps": 240, "trainer.callbacks": "tests.zoo.LosesOptimizerState"},
     ),
-    bug("one batch to evaluate", "noisy-evaluation", data__eval_iters=1),
+    bug("one batch to evaluate", "noisy-evaluation", data__eval_iters=1, data__batch_size=8),
     bug("targets not shifted", "too-good", NoShift),
     bug("no causal mask", "too-good", SeesTheFuture, model__optim__max_lr=8e-3, trainer__max_steps=450),
     bug("ten times the steps it takes", "best-early", data__corpus="WORDS", trainer__max_steps=1200),
@@ -276,11 +287,14 @@ HEALTHY = [
     well("evaluated every 10 iterations", eval_interval=10, data__eval_iters=10, trainer__max_steps=100),
     well("evaluated at both ends", eval_interval=300),
     well("dropout 0.1", model__gpt__dropout=0.1),
-    well("dropout 0.4", **CLEAR),
+    well("dropout 0.5", **CLEAR),
     well("no clipping", trainer__gradient_clip_val="null"),
     well("weight decay 1", model__optim__weight_decay=1.0),
     well("Python code", data__corpus="CODE"),
     well("random words", data__corpus="WORDS"),
+    well("independent letters", data__corpus="LETTERS"),
+    well("independent bits", data__corpus="BITS"),
+    Case("made longer after its end", None, {**FINE, "trainer.max_steps": 200}, resumed={"trainer.max_steps": 300}),
     well("three times as long", trainer__max_steps=900, eval_interval=100),
     well("a row each 50 iterations", trainer__log_every_n_steps=50),
     well("40 iterations", trainer__max_steps=40, eval_interval=10, model__optim__warmup_iters=5),

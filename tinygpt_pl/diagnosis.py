@@ -81,7 +81,9 @@ class Diagnosis:
 def diagnose(history: History) -> Diagnosis:
     """Read a curve."""
     if not history.evaluations:
-        return Diagnosis((), "too early to say", "nothing has been evaluated yet")
+        stop = diverged(history)
+        verdict = f"ill ({stop.name})" if stop else "too early to say"
+        return Diagnosis((stop,) if stop else (), verdict, "no evaluation gave a number yet")
     found: list[Finding] = []
     explained: set[str] = set()
     for symptom in SYMPTOMS:

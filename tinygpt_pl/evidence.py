@@ -34,11 +34,13 @@ class Finding:
 def batch_noise(history: History) -> float | None:
     """Standard deviation of the loss from one step's windows to the next ones'; None if there are too few rows.
 
-    The difference of neighbouring rows knows no trend, and has twice the variance.
+    How far a row lies from the middle of its neighbours knows no even trend, and has one and a half times the variance.
+    The first third of the rows, where the trend is anything but even, is left out.
     """
     losses = [loss for _, loss in history.curve("train/loss") if math.isfinite(loss)]
-    steps = [b - a for a, b in zip(losses[len(losses) // 3 :], losses[len(losses) // 3 + 1 :], strict=False)]
-    return math.sqrt(fmean(step**2 for step in steps) / 2) if len(steps) >= 10 else None
+    losses = losses[len(losses) // 3 :]
+    bends = [b - (a + c) / 2 for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+    return math.sqrt(fmean(bend**2 for bend in bends) / 1.5) if len(bends) >= 10 else None
 
 
 def way(history: History) -> float:
@@ -56,7 +58,7 @@ ENOUGH = 1000
 
 
 def clipped_share(history: History) -> float:
-    """Share of clipped steps after the warm-up and a tenth of the run."""
+    """Share of clipped steps from the end of the warm-up and of a tenth of the run on."""
     start = history.setups[-1].warmup_iters + history.last // 10
     return fmean([share for _, share in history.curve("optim/clipped_share", start)] or [0.0])
 
@@ -70,8 +72,10 @@ def spike(history: History) -> tuple[int, float, float] | None:
     losses = [(rows[i][0], median(loss for _, loss in rows[i - 1 : i + 2])) for i in range(1, len(rows) - 1)]
     losses = rows[:1] + losses + [(e.it, e.train) for e in history.evaluations[1:]]
     rise, lowest = max(0.05 * expected_start(history.setups[0].vocab_size), 3.0 * noise), math.inf
+    above = 0
     for it, loss in sorted(losses):
-        if loss > lowest + rise:
+        above = above + 1 if loss > lowest + rise else 0
+        if above == 2 or loss > lowest + 5.0 * rise:
             return it, loss, lowest
         lowest = min(lowest, loss)
     return None
@@ -86,5 +90,6 @@ def stuck(history: History) -> bool:
     late = history.finished or last.it >= max(2 * setup.warmup_iters, setup.max_steps / 2)
     seen = max((tokens for _, tokens in history.curve("progress/tokens_seen")), default=0.0)
     certain = late and way(history) >= 5 * FAR and seen >= ENOUGH * setup.vocab_size
-    poor = last.val > setup.pairs + 0.33 * (setup.singles - setup.pairs)
+    known = min(last.train, min(e.val for e in evaluations))  # what is learnt by heart is learnt, too
+    poor = known > min(setup.singles, setup.pairs) + max(0.33 * (setup.singles - setup.pairs), 0.03 * uniform)
     return bool(setup.fresh and certain and poor and halfway.train - last.train < 0.04 * uniform)

@@ -42,6 +42,7 @@ class Setup:
     logit_variance: float = 0.0
     """Variance of a fresh network's logits at one position."""
     dropout: float = 0.0
+    weight_decay: float = 0.1
     clip: float | None = None
     """Largest gradient norm; None for no clipping."""
     eval_batches: float = 1.0
@@ -75,6 +76,7 @@ class Setup:
             **{name: optim[name] for name in ("max_lr", "min_lr", "warmup_iters", "max_iters")},
             max_steps=trainer["max_steps"],
             dropout=config["model"]["gpt"]["dropout"],
+            weight_decay=optim["weight_decay"],
             clip=trainer["gradient_clip_val"] or None,
             sampled=config["data"]["eval_coverage"] == "sampled",
             table_losses=(facts["table_losses"]["singles"], facts["table_losses"]["pairs"]),
@@ -144,7 +146,7 @@ def read_history(run_dir: Path) -> History:
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"the settings in {run_dir} are not those of this version of the program: {error!r}") from None
     if not history.setups:
-        raise ValueError(f"{run_dir} holds no curve of a run: give a folder that fit has written")
+        raise ValueError(f"{run_dir} holds no curve of a run, or its event file is damaged: give a folder of fit")
     return history
 
 

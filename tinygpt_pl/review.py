@@ -36,7 +36,7 @@ def prepare(verb: str, options: Sequence[str]) -> Callable[[], int]:
     folders = [Path(os.path.expanduser(name)) for name in config.run_dirs or [newest_run()]]
     runs: dict[str, History] = {}
     for folder in folders:
-        if not any(folder.glob(EVENTS)):
+        if not any(path.is_file() for path in folder.glob(EVENTS)):
             raise ValueError(
                 f"no run in {str(folder)!r}: give a folder that fit has written, as lightning_logs/version_0"
             )

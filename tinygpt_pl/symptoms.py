@@ -4,6 +4,7 @@ The thresholds are this project's own. They were set on runs with a bug planted 
 `benchmarks/diagnosis.py` makes a table; V is the size of the vocabulary, losses are in nats per token.
 """
 
+import itertools
 import math
 from statistics import fmean, median
 
@@ -75,8 +76,10 @@ def too_hot(history: History) -> Finding | None:
     setup, evaluations = history.setups[0], history.evaluations
     last, jump = evaluations[-1], spike(history)
     lost = last.train > expected_start(setup.vocab_size) * 1.05
-    frequencies = last.val > (setup.singles + setup.pairs) / 2 and clipped_share(history) < 0.5
-    if not (jump and lost) and not (stuck(history) and (jump or frequencies)):
+    wild = clipped_share(history) < 0.5  # else the gradients are what is wrong
+    context = max((setup.singles + setup.pairs) / 2, setup.pairs + 0.03 * expected_start(setup.vocab_size))
+    frequencies = min(last.train, last.val) > context
+    if not (jump and lost) and not (stuck(history) and wild and (jump or frequencies)):
         return None
     lr = max((lr for _, lr in history.curve("optim/lr")), default=setup.max_lr)
     seen = f"it rose to {jump[1]:.2f} at iteration {jump[0]}, from {jump[2]:.2f}, and is" if jump else "it stays"
@@ -102,7 +105,7 @@ def diverged(history: History) -> Finding | None:
     return Finding(
         "diverged",
         it,
-        stops[it].splitlines()[0].rstrip(".") if it in stops else f"at iteration {it} the loss is no number",
+        stops[it].split("\n")[0].rstrip(".") if it in stops else f"at iteration {it} the loss is no number",
         (
             "the learning rate is too high",
             "the warm-up is too short",
@@ -120,23 +123,25 @@ def flat(history: History) -> Finding | None:
     uniform = expected_start(setup.vocab_size)
     if not (setup.fresh and first.it == 0 and certain and abs(fall) < 0.05 * uniform):
         return None
-    lowest = min((loss for _, loss in history.curve("train/loss")), default=last.train)
-    if first.train - lowest > 0.1 * uniform + 3.0 * (batch_noise(history) or 0.0):
+    losses = sorted(loss for _, loss in history.curve("train/loss"))
+    if losses and losses[len(losses) // 10] < first.train - 0.1 * uniform:
         return None  # it moves, and has come back
+    if setup.table_losses and last.val <= setup.pairs + 0.02 * uniform:
+        return None  # there is little to learn, and it is learnt
     norm = median([norm for _, norm in history.curve("optim/grad_norm")] or [math.nan])
     lr = max((lr for _, lr in history.curve("optim/lr")), default=math.nan)
     slow, cut = (
         "the learning rate is too low, or the warm-up too long",
         "the gradients do not reach the parameters (detached, frozen, or zeroed before the step)",
     )
-    dead = norm < 1e-6
+    dead, better = norm < 1e-6, 3e-4 if setup.max_lr < 3e-4 else 10 * setup.max_lr
     return Finding(
         "flat",
         last.it,
         f"the training loss has gone from {first.train:.4f} to {last.train:.4f} in {last.it} iterations, at a learning "
         f"rate of {lr:.1e} at most and a gradient norm of {norm:.2g} in the median",
         (*((cut, slow) if dead else (slow, cut)), "there is nothing to learn in the text"),
-        "see that loss.backward() reaches every parameter" if dead else "try --model.optim.max_lr 3e-4",
+        "see that loss.backward() reaches every parameter" if dead else f"try --model.optim.max_lr {better:.0e}",
     )
 
 
@@ -144,8 +149,14 @@ def never_good(history: History) -> Finding | None:
     """The loss falls at first, does not diverge, and never gets good."""
     setup, last, share = history.setups[0], history.evaluations[-1], clipped_share(history)
     norms = [norm for _, norm in history.curve("optim/grad_norm")]
-    piled = setup.fresh and norms and way(history) >= FAR and median(norms) > 4.0 * norms[0] and last.val > setup.pairs
-    if not stuck(history) and not piled:
+    piled = (
+        setup.fresh
+        and norms
+        and way(history) >= FAR
+        and median(norms) > 4.0 * norms[0]
+        and min(last.train, last.val) > setup.pairs
+    )
+    if not norms or not (stuck(history) or piled):
         return None
     summed = "gradients are summed over steps: zero_grad is missing"
     others = ("the network does not see its context (mask or positions)", "the learning rate is far from a good one")
@@ -173,7 +184,11 @@ def always_clipped(history: History) -> Finding | None:
         return None
     norm = median(norm for _, norm in history.curve("optim/grad_norm", setup.warmup_iters))
     low = setup.clip < 0.5
-    causes = ("the learning rate is too high", "gradients are summed over micro-batches instead of averaged")
+    causes = (
+        "the learning rate is too high",
+        "there are few windows in a batch",
+        "gradients are summed over micro-batches instead of averaged",
+    )
     threshold = "the threshold is below what gradients of this network are like"
     return Finding(
         "always-clipped",
@@ -182,17 +197,18 @@ def always_clipped(history: History) -> Finding | None:
         f"{setup.clip:g}",
         (threshold, *causes) if low else (*causes, threshold),
         "try --trainer.gradient_clip_val 1.0" if low else f"try --model.optim.max_lr {setup.max_lr / 3:.0e}",
+        fault=norm > 10.0 * setup.clip,  # Adam minds no common factor, and a few windows have long gradients
     )
 
 
 def dropout_not_switched(history: History) -> Finding | None:
     """The batch loss is no higher than the clean one, though dropout should make it so."""
     setup, noise, half = history.setups[-1], batch_noise(history), history.last / 2
-    evaluations = [e for e in history.evaluations if e.it >= half]
+    evaluations = [e for e in history.evaluations if e.it >= max(half, setup.start)]
     if not setup.dropout or noise is None or len(evaluations) < 2 or way(history) < FAR:
         return None
     near = (evaluations[-1].it - evaluations[0].it) / (len(evaluations) - 1) / 4
-    rows = history.curve("train/loss")
+    rows = history.curve("train/loss", setup.start)
     excess = [loss - e.train for e in evaluations for it, loss in rows if abs(it - e.it) <= near]
     if not excess:
         return None
@@ -213,14 +229,16 @@ def dropout_not_switched(history: History) -> Finding | None:
 
 
 def resume_bump(history: History) -> Finding | None:
-    """The loss is higher after a run went on than before."""
-    noise = batch_noise(history)
-    for setup in history.setups:
-        before = [loss for it, loss in history.curve("train/loss") if it < setup.start][-30:]
+    """The loss is higher after a run went on than before, with nothing changed that should make it so."""
+    noise, rates = batch_noise(history), history.curve("optim/lr")
+    for former, setup in itertools.pairwise(history.setups):
+        before = [loss for it, loss in history.curve("train/loss") if it < setup.start][-10:]
         after = [loss for _, loss in history.curve("train/loss", setup.start + 1)][
             :5
         ]  # the first step's comes before it
-        if noise is None or min(len(before), len(after)) < 5:
+        cool, hot = [lr for it, lr in rates if it < setup.start], [lr for it, lr in rates if it >= setup.start]
+        hotter = bool(cool and hot) and hot[0] > 1.2 * cool[-1]
+        if noise is None or min(len(before), len(after)) < 5 or setup.dropout != former.dropout or hotter:
             continue
         rise = fmean(after) - fmean(before)
         if rise > max(0.02, 3.5 * noise * math.sqrt(1 / len(before) + 1 / len(after))):
@@ -229,10 +247,7 @@ def resume_bump(history: History) -> Finding | None:
                 setup.start,
                 f"the batch loss is {fmean(after):.4f} after the run went on at iteration {setup.start}, and was "
                 f"{fmean(before):.4f} before",
-                (
-                    "the state of the optimizer was lost, and Adam's means began anew",
-                    "the text or the learning rate is another",
-                ),
+                ("the state of the optimizer was lost, and Adam's means began anew", "the text is another"),
                 "save and load the optimizer with the weights",
             )
     return None
