@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.diagnosis import blamed, measure, named
 from tests.zoo import BUGS, HEALTHY, Case, run
@@ -286,6 +288,43 @@ def test_a_run_that_stopped_at_its_first_evaluation_is_ill() -> None:
     made.texts["stopped"] = {0: "the loss is nan"}
     assert diagnose(made).verdict == "ill (diverged)"
     assert not diagnose(made).healthy
+
+
+NUMBERS = st.floats(width=32) | st.floats(0.0, 20.0)
+TAGS = ("train/loss", "optim/lr", "optim/lr_no_decay", "optim/grad_norm", "optim/clipped_share", "progress/tokens_seen")
+SETUPS = st.builds(
+    Setup,
+    vocab_size=st.integers(1, 60000),
+    max_steps=st.integers(1, 100),
+    max_lr=st.floats(1e-6, 10.0),
+    min_lr=st.just(0.0),
+    warmup_iters=st.integers(0, 100),
+    start=st.integers(0, 100),
+    fresh=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.5]),
+    clip=st.none() | st.floats(0.01, 2.0),
+    eval_batches=st.floats(0.1, 200.0),
+    sampled=st.booleans(),
+    table_losses=st.none() | st.tuples(st.floats(0.0, 10.0), st.floats(0.0, 10.0)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    setups=st.lists(SETUPS, min_size=1, max_size=3),
+    evaluations=st.dictionaries(st.integers(0, 100), st.tuples(NUMBERS, NUMBERS), max_size=12),
+    rows=st.dictionaries(st.sampled_from(TAGS), st.dictionaries(st.integers(0, 100), NUMBERS, max_size=40)),
+)
+def test_no_curve_is_too_odd_to_be_read(
+    setups: list[Setup], evaluations: dict[int, tuple[float, float]], rows: dict[str, dict[int, float]]
+) -> None:
+    """Guards against a rule that fails, and takes the run down that it looks at."""
+    made = history([(it, train, val) for it, (train, val) in evaluations.items()])
+    made.setups = sorted(setups, key=lambda setup: setup.start)
+    made.rows |= rows
+    verdict = diagnose(made)
+    assert verdict.line
+    assert all(finding.line and finding.causes for finding in verdict.findings)
 
 
 QUICK = {"sum over the window", "gradients lost", "one group scheduled", "targets not shifted", "60 steps"}

@@ -86,14 +86,15 @@ def diagnose(history: History) -> Diagnosis:
         return Diagnosis((stop,) if stop else (), verdict, "no evaluation gave a number yet")
     found: list[Finding] = []
     explained: set[str] = set()
+    sound = history.finite()
     for symptom in SYMPTOMS:
-        finding = symptom(history)
+        finding = symptom(history if symptom is diverged else sound)
         if finding and finding.name not in explained:
             found.append(finding)
             explained |= EXPLAINS.get(finding.name, set())
     found.sort(key=lambda finding: not finding.fault)
     faults = ", ".join(finding.name for finding in found if finding.fault)
-    return Diagnosis(tuple(found), f"ill ({faults})" if faults else "healthy", summarise(history))
+    return Diagnosis(tuple(found), f"ill ({faults})" if faults else "healthy", summarise(sound))
 
 
 def summarise(history: History) -> str:

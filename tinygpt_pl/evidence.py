@@ -37,7 +37,7 @@ def batch_noise(history: History) -> float | None:
     How far a row lies from the middle of its neighbours knows no even trend, and has one and a half times the variance.
     The first third of the rows, where the trend is anything but even, is left out.
     """
-    losses = [loss for _, loss in history.curve("train/loss") if math.isfinite(loss)]
+    losses = [loss for _, loss in history.curve("train/loss")]
     losses = losses[len(losses) // 3 :]
     bends = [b - (a + c) / 2 for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
     return math.sqrt(fmean(bend**2 for bend in bends) / 1.5) if len(bends) >= 10 else None

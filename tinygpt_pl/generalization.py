@@ -124,7 +124,7 @@ def best_early(history: History) -> Finding | None:
         return None
     evaluations = history.evaluations
     best, last = min(evaluations, key=lambda e: e.val), evaluations[-1]
-    reached = next(e for e in evaluations if e.val <= 1.01 * best.val)
+    reached = next(e for e in evaluations if e.val <= best.val + 0.01 * abs(best.val))
     if not 0 < reached.it <= 0.6 * last.it:
         return None
     return Finding(

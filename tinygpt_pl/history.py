@@ -102,6 +102,14 @@ class History:
         """Iterations and values of a tag in order, from `start` on; empty if there are none."""
         return sorted((it, value) for it, value in self.rows.get(tag, {}).items() if it >= start)
 
+    def finite(self) -> "History":
+        """The same without the values that are no numbers."""
+        rows = {
+            tag: {it: value for it, value in values.items() if math.isfinite(value)}
+            for tag, values in self.rows.items()
+        }
+        return History(self.setups, rows, self.texts)
+
     @property
     def evaluations(self) -> list[Evaluation]:
         """All evaluations in order, but for those that are no numbers."""

@@ -182,7 +182,7 @@ def always_clipped(history: History) -> Finding | None:
     )
     if setup.clip is None or not certain or share < 0.95:
         return None
-    norm = median(norm for _, norm in history.curve("optim/grad_norm", setup.warmup_iters))
+    norm = median([norm for _, norm in history.curve("optim/grad_norm", setup.warmup_iters)] or [math.nan])
     low = setup.clip < 0.5
     causes = (
         "the learning rate is too high",
