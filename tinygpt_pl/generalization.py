@@ -83,7 +83,7 @@ def noisy_evaluation(history: History) -> Finding | None:
     last, error = evaluations[-1], noise / math.sqrt(setup.eval_batches)
     scatter = 2.0 * math.sqrt(2.0) * error  # of a difference of two, with a probability of 95%
     gap = last.val - last.train
-    useless = error >= 0.1 or (error >= 0.05 and scatter >= abs(gap))
+    useless = error >= 0.1 or (error >= 0.08 and scatter >= abs(gap))
     if not useless or last.it < setup.max_steps / 2:
         return None
     enough = math.ceil(setup.eval_batches * (error / 0.01) ** 2)  # for two hundredths

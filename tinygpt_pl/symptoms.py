@@ -207,6 +207,8 @@ def dropout_not_switched(history: History) -> Finding | None:
     evaluations = [e for e in history.evaluations if e.it >= max(half, setup.start)]
     if not setup.dropout or noise is None or len(evaluations) < 2 or way(history) < FAR:
         return None
+    if history.last < setup.max_steps / 2:
+        return None  # what dropout costs grows with what has been learnt
     near = (evaluations[-1].it - evaluations[0].it) / (len(evaluations) - 1) / 4
     rows = history.curve("train/loss", setup.start)
     excess = [loss - e.train for e in evaluations for it, loss in rows if abs(it - e.it) <= near]
