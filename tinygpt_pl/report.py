@@ -66,7 +66,7 @@ def page(runs: Mapping[str, History]) -> str:
     if not runs:
         raise ValueError("a report needs a run")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # drawing imports it late; here its lack is still a mistake in three lines
     except ImportError:
         raise ValueError("a report needs a library: pip install matplotlib") from None
     found = {name: diagnose(history) for name, history in runs.items()}
