@@ -71,7 +71,8 @@ def beyond(gpt: GPT, exact_window: bool) -> float:
 
 def weights_of(gpt: GPT) -> int:
     """Bytes of the weights that a token needs: all, but of the positions its own alone."""
-    return 4 * (sum(p.numel() for p in gpt.parameters()) - gpt.wpe.weight.numel() + gpt.config.n_embd)
+    spared = (gpt.config.block_size - 1) * gpt.config.n_embd if gpt.wpe is not None else 0
+    return 4 * (sum(p.numel() for p in gpt.parameters()) - spared)
 
 
 def parts(gpt: GPT) -> str:

@@ -19,7 +19,7 @@ from tinygpt_pl.data import gather
 from tinygpt_pl.gpt import GPT, Dropout, GPTConfig
 from tinygpt_pl.job import Unprofiled
 from tinygpt_pl.machine import keep_freed_memory
-from tinygpt_pl.optim import OptimConfig, configure_adamw
+from tinygpt_pl.optim import OptimConfig, configure_optimizer
 
 Work = Callable[[], object]
 
@@ -49,7 +49,7 @@ def adamw_step(fused: bool) -> Work:
     network = GPT(GPTConfig())
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
-    return configure_adamw(network, OptimConfig(), fused=fused).step
+    return configure_optimizer(network, OptimConfig(), fused=fused).step
 
 
 def stacked(ids: torch.Tensor, starts: list[int], length: int) -> None:

@@ -29,11 +29,18 @@ def test_base_is_the_recipe() -> None:
         "n_head": 6,
         "n_embd": 384,
         "dropout": 0.2,
+        "attn_dropout": None,
+        "n_kv_head": None,
+        "position": "learned",
+        "norm": "layernorm",
+        "qk_norm": False,
         "activation": "gelu",
+        "bias": True,
     }
     optim = config.model.optim
     assert (optim.max_lr, optim.min_lr, optim.warmup_iters, optim.max_iters) == (3e-4, 3e-5, 100, None)
     assert (optim.weight_decay, tuple(optim.betas)) == (0.1, (0.9, 0.95))
+    assert (optim.optimizer, optim.schedule, config.ema_decay) == ("adamw", "cosine", None)
     assert (config.data.corpus, config.data.batch_size, config.data.eval_iters) == ("tinyshakespeare", 64, 200)
     trainer = config.trainer
     assert (trainer.max_steps, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (5000, 1.0, 1)

@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
-    {"decoding", "corpus", "checkpoint", "runs", "evidence"},
-    {"sampling", "huggingface", "data", "symptoms", "generalization", "panels"},
-    {"generation", "exchange", "module", "diagnosis"},
-    {"console", "options", "resume", "report"},
-    {"curve", "saving", "review"},
+    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
+    {"optim", "decoding", "corpus", "checkpoint", "runs"},
+    {"evidence", "sampling", "huggingface", "data"},
+    {"generation", "exchange", "module", "symptoms", "generalization", "panels"},
+    {"diagnosis", "options", "resume"},
+    {"console", "report"},
+    {"curve", "saving", "averaging", "review"},
     {"callbacks"},
     {"job"},
     {"training"},
@@ -22,7 +23,7 @@ FLOORS = [
     {"__main__", "__init__"},
 ]
 WITHOUT_LIGHTNING = [
-    *("gpt", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"),
+    *("gpt", "muon", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"),
     *("decoding", "corpus", "checkpoint", "runs", "sampling", "huggingface", "generation", "exchange", "cli"),
     *("evidence", "symptoms", "generalization", "diagnosis", "panels", "report", "review"),
 ]

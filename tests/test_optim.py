@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.optim import OptimConfig, configure_adamw, decay_groups, warmup_cosine
+from tinygpt_pl.optim import OptimConfig, configure_optimizer, decay_groups, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_schedule_without_warm_up_or_decay() -> None:
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
     model = GPT(GPTConfig())
-    decay, no_decay = decay_groups(model, 0.1)
+    decay, no_decay = decay_groups(model, OptimConfig())
     assert (len(decay["params"]), len(no_decay["params"])) == (26, 50)
     assert sum(p.numel() for p in decay["params"]) == 10_740_096
     assert sum(p.numel() for p in no_decay["params"]) == 30_720
@@ -55,12 +55,14 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     model = GPT(GPTConfig(n_layer=1))
-    model.wpe.weight.requires_grad = False
-    assert not any(p is model.wpe.weight for group in decay_groups(model, 0.1) for p in group["params"])
+    model.wte.weight.requires_grad = False
+    assert not any(p is model.wte.weight for group in decay_groups(model, OptimConfig()) for p in group["params"])
 
 
 def test_adamw_gets_the_settings() -> None:
-    optimizer = configure_adamw(GPT(GPTConfig(n_layer=1)), OptimConfig(weight_decay=0.3, betas=(0.8, 0.9)), fused=True)
+    optimizer = configure_optimizer(
+        GPT(GPTConfig(n_layer=1)), OptimConfig(weight_decay=0.3, betas=(0.8, 0.9)), fused=True
+    )
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert all(group["betas"] == (0.8, 0.9) and group["fused"] for group in optimizer.param_groups)
 
@@ -68,8 +70,8 @@ def test_adamw_gets_the_settings() -> None:
 def test_the_kernel_is_chosen_anew_when_a_state_is_loaded() -> None:
     """A fused AdamW from a checkpoint would undo float16's loss scaling after the clipping."""
     model = GPT(GPTConfig(n_layer=1))
-    state = configure_adamw(model, OptimConfig(), fused=True).state_dict()
-    optimizer = configure_adamw(model, OptimConfig(), fused=False)
+    state = configure_optimizer(model, OptimConfig(), fused=True).state_dict()
+    optimizer = configure_optimizer(model, OptimConfig(), fused=False)
     optimizer.load_state_dict(state)
     assert [group["fused"] for group in optimizer.param_groups] == [False, False]
 

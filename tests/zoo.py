@@ -25,7 +25,7 @@ from tinygpt_pl import job
 from tinygpt_pl.data import Batch, FixedWindows, TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
 from tinygpt_pl.module import TinyGPT
-from tinygpt_pl.optim import configure_adamw
+from tinygpt_pl.optim import configure_optimizer
 
 SMALL: Mapping[str, Any] = {
     "data.corpus": "pydoc",
@@ -67,7 +67,7 @@ class NoShift(TinyGPT):
 class Unmasked(CausalSelfAttention):
     """Attention that sees what comes after, too."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=2))
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -116,7 +116,7 @@ class StepsByEpoch(TinyGPT):
     """Leaves the scheduler at Lightning's default interval, of which a run here has one."""
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = configure_adamw(self.gpt, self.optim, fused=True)
+        optimizer = configure_optimizer(self.gpt, self.optim, fused=True)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
@@ -125,7 +125,7 @@ class OneGroupScheduled(TinyGPT):
     """Sets the learning rate of the first group alone."""
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = configure_adamw(self.gpt, self.optim, fused=True)
+        optimizer = configure_optimizer(self.gpt, self.optim, fused=True)
         frozen = self.optim.max_lr / 10
         scheduler = LambdaLR(optimizer, [lambda it: self.learning_rate(it), lambda it: frozen])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -38,8 +38,12 @@ TEXT: dict[str, type] = {"name": str, "sha256": str}
 """The same of its hyper_parameters and its corpus."""
 
 
-KINDS = {name: int | float if type(value) is float else type(value) for name, value in asdict(GPTConfig()).items()}
-"""The types of a network's settings."""
+KINDS = get_type_hints(GPTConfig)
+"""The types of a network's settings; what is one of several words has been checked by GPTConfig itself."""
+
+
+ADAM, MUON = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+"""What the two optimizers keep of each parameter, of its shape."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -146,13 +150,20 @@ def stored_settings(checkpoint: Mapping[str, Any]) -> tuple[GPTConfig, Tokenizer
     settings = checkpoint["hyper_parameters"]
     try:
         config, tokenizer = GPTConfig(**settings["gpt"]), tokenizer_from(settings["tokenizer"])
-        sound = all(isinstance(value, KINDS[name]) for name, value in asdict(config).items())
+        sound = all(_fits(value, KINDS[name]) for name, value in asdict(config).items())
         size = tokenizer.vocab_size
     except (TypeError, AttributeError, KeyError):
         sound, size = False, -1
     if not sound or config.vocab_size != size:
         raise DamagedCheckpoint("the checkpoint is damaged: its hyper_parameters are no network with its vocabulary")
     return config, tokenizer
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    whole = int if float in (kind, *get_args(kind)) else kind  # a whole number is as good as one with a point
+    return isinstance(value, kind | whole) and (kind is bool or not isinstance(value, bool))
 
 
 def load_network(checkpoint: Mapping[str, Any]) -> tuple[GPT, Tokenizer]:
@@ -207,14 +218,27 @@ def check_weights(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> 
             raise DamagedCheckpoint(f"the checkpoint is damaged: {name} holds something that is no number")
 
 
-def check_training_state(checkpoint: Mapping[str, Any], shapes: Sequence[torch.Size]) -> None:
+def check_average(checkpoint: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> None:
+    """See that a checkpoint whose weights are an average has those that training goes on from, too.
+
+    Raises:
+        DamagedCheckpoint: if it has not.
+    """
+    weights, state = checkpoint.get("current_model_state"), checkpoint.get("averaging_state")
+    counted = isinstance(state, dict) and isinstance(state.get("n_averaged"), Tensor)
+    if not counted or not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise DamagedCheckpoint("the checkpoint is damaged: it lacks the weights beside their average")
+    check_weights(weights, fresh)
+
+
+def check_training_state(checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
     """See that what a checkpoint holds besides the weights is of the same step, and of their shapes.
 
     A fused optimizer would read beyond the end of a state that is too small.
 
     Args:
         checkpoint: as it was read.
-        shapes: of the parameters, in the optimizer's order.
+        groups: of the parameters, as the optimizer has them.
 
     Raises:
         DamagedCheckpoint: if it is not.
@@ -224,10 +248,13 @@ def check_training_state(checkpoint: Mapping[str, Any], shapes: Sequence[torch.S
         (optimizer,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
         steps = checkpoint["loops"]["fit_loop"][counter]["optimizer"]["step"]["total"]["completed"]
         sound = bool(steps == schedule["last_epoch"] == checkpoint["global_step"])
-        for index, shape in enumerate(shapes if sound and steps else ()):
-            for name in ("exp_avg", "exp_avg_sq"):
+        moments = [MUON if group.get("muon") else ADAM for group in groups for _ in group["params"]]
+        shapes = [p.shape for group in groups for p in group["params"]]
+        for index in range(len(shapes) if sound and steps else 0):
+            for name in moments[index]:
                 moment = optimizer["state"][index][name]
-                sound = sound and moment.shape == shape and moment.is_floating_point() and bool(moment.isfinite().all())
+                fits = moment.shape == shapes[index] and moment.is_floating_point()
+                sound = sound and fits and bool(moment.isfinite().all())
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:

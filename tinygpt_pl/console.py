@@ -23,6 +23,9 @@ from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.runs import checkpoint_path
 
+GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
+"""What the table's head calls the parameter groups; Muon's are decayed, too."""
+
 FORWARD_SHARE = 1 / 3
 """A forward pass in a training step: the backward pass has two products for each of its one."""
 
@@ -56,8 +59,8 @@ class Table(Callback):
             f"validation, {config.vocab_size} different ones",
             f"{total:,} parameters ({total / 1e6:.2f}M)",
         ]
-        for label, group in zip(("decayed", "non-decayed"), decay_groups(pl_module.gpt, 0.0), strict=True):
-            parameters = group["params"]
+        for group in decay_groups(pl_module.gpt, pl_module.optim):
+            label, parameters = GROUPS[group["name"]], group["params"]
             lines.append(f"{label}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} parameters")
         lines.append(f"ln({config.vocab_size}) = {expected_start(config.vocab_size):.4f}, the loss of a uniform guess")
         device = pl_module.device
@@ -72,7 +75,8 @@ class Table(Callback):
         it, metrics = trainer.global_step, trainer.callback_metrics
         train, val = (metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
         lr, seconds = pl_module.learning_rate(it), self._seconds()
-        say(trainer, f"iter {it} | train {train:.4f} | val {val:.4f} | lr {lr:.2e} | {seconds:.0f}s")
+        raw = f" | raw val {metrics['eval/raw_val_loss'].item():.4f}" if "eval/raw_val_loss" in metrics else ""
+        say(trainer, f"iter {it} | train {train:.4f} | val {val:.4f}{raw} | lr {lr:.2e} | {seconds:.0f}s")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum the run up, and say where the best checkpoint is and how good, by what that file itself holds."""

@@ -83,7 +83,7 @@ class EventLogger(TensorBoardLogger):
             settings: nested, as in config.yaml.
         """
         model, data, trainer = settings["model"], settings["data"], settings["trainer"]
-        chosen = {"seed_everything": settings["seed_everything"], **model["gpt"], **model["optim"]}
+        chosen = {name: settings[name] for name in ("seed_everything", "ema_decay")} | model["gpt"] | model["optim"]
         chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
         names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
         chosen |= {name: trainer[name] for name in names}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from tinygpt_pl.guards import expected_start
-from tinygpt_pl.history import History
+from tinygpt_pl.history import History, Setup
+from tinygpt_pl.optim import OptimConfig, scheduled_lr
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,17 @@ def batch_noise(history: History) -> float | None:
     return math.sqrt(fmean(bend**2 for bend in bends) / 1.5) if len(bends) >= 10 else None
 
 
+def due_lr(it: int, setup: Setup) -> float:
+    """The learning rate that the settings ask for at an iteration."""
+    names = ("schedule", "decay_share", "max_lr", "min_lr", "warmup_iters", "max_iters")
+    return scheduled_lr(it, OptimConfig(**{name: getattr(setup, name) for name in names}), setup.max_steps)
+
+
 def way(history: History) -> float:
-    """How far Adam can have moved a weight: the sum of the learning rates of all steps, each a bound of its step."""
+    """How far Adam can have moved a weight: the sum of the learning rates of all steps, each a bound of its step.
+
+    Steps of Muon have the same root mean square.
+    """
     rows = history.curve("optim/lr")
     return sum(lr * (after - it) for (it, lr), (after, _) in itertools.pairwise(rows))
 

@@ -1,7 +1,8 @@
-"""The network: a decoder-only transformer of GPT-2's shape. It knows no text, no file, no optimizer.
+"""The network: a decoder-only transformer, of GPT-2's shape if nothing else is chosen. It knows no text and no file.
 
 Letters of the shape comments, here and in every other module:
-B windows in a batch, T tokens in a window, C channels (`n_embd`), H heads, D channels of a head, V vocabulary.
+B windows in a batch, T tokens in a window, C channels (`n_embd`), H heads, K heads of keys and of values (H, unless
+`n_kv_head` is given), D channels of a head, M channels inside an MLP, V vocabulary.
 """
 
 import math
@@ -13,12 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INIT_STD = 0.02  # GPT-2, `initializer_range`
+EPSILON = 1e-5  # GPT-2, `layer_norm_epsilon`; added to a mean square before its root
+ROTARY_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2
 
-Activation = Literal["gelu", "gelu_tanh"]
-"""GELU (arXiv 1606.08415), exact, or by the tanh that the published GPT-2 approximates it with."""
+Position = Literal["learned", "rotary"]
+"""A vector for each place in the window, or keys and queries turned by their place (RoPE, arXiv 2104.09864)."""
 
-APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
-"""The same in torch's words."""
+Norm = Literal["layernorm", "rmsnorm"]
+"""Less the mean and over the deviation (arXiv 1607.06450), or over the root of the mean square (arXiv 1910.07467)."""
+
+Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu"]
+"""GELU (arXiv 1606.08415), exact, or by the tanh that the published GPT-2 approximates it with; squared ReLU (arXiv
+2109.08668); or SwiGLU, a product of two maps of which one has gone through SiLU (arXiv 2002.05202)."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +49,56 @@ class GPTConfig:
     """Channels of the residual stream."""
     dropout: float = 0.2
     """Share of activations dropped in training, after the embeddings, in attention and on each residual branch."""
+    attn_dropout: float | None = None
+    """Share of attention weights dropped in training; that of dropout if left out."""
+    n_kv_head: int | None = None
+    """Heads of keys and values, each for as many attention heads (grouped-query attention, arXiv 2305.13245); n_head if
+    left out."""
+    position: Position = "learned"
+    """How a token's place is known: learned, a vector for each; or rotary, keys and queries turned by it."""
+    norm: Norm = "layernorm"
+    """What a branch's input goes through first: layernorm or rmsnorm."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys go through such a norm, too (arXiv 2010.04245, 2302.05442)."""
     activation: Activation = "gelu"
-    """Between the two maps of an MLP: gelu, or gelu_tanh, its approximation in the published GPT-2."""
+    """In an MLP: gelu; gelu_tanh, its approximation in the published GPT-2; relu2; or swiglu, with inner maps of two
+    thirds the width, for the same number of parameters."""
+    bias: bool = True
+    """Whether linear maps and LayerNorms add a vector."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be at least 1, got {getattr(self, name)}")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd has to be a multiple of n_head, got n_embd {self.n_embd} and n_head {self.n_head}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout has to be in [0, 1), got {self.dropout}")
-        if self.activation not in get_args(Activation):
-            raise ValueError(f"activation has to be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
+        for name, divisor in (("n_embd", self.n_head), ("n_head", self.kv_heads)):
+            if getattr(self, name) % divisor:
+                by = "n_head" if name == "n_embd" else "n_kv_head"
+                raise ValueError(
+                    f"{name} has to be a multiple of {by}, got {name} {getattr(self, name)} and {by} {divisor}"
+                )
+        for name in ("dropout", "attn_dropout"):
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} has to be in [0, 1), got {getattr(self, name)}")
+        for name, kind in (("position", Position), ("norm", Norm), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.position == "rotary" and self.head_size % 2:
+            raise ValueError(f"rotary positions turn pairs of channels, but a head has {self.head_size}")
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head, D."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and of values, K."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_size(self) -> int:
+        """Channels inside an MLP, M: four times C, or two thirds of that for SwiGLU, which has three matrices."""
+        return 4 * self.n_embd if self.activation != "swiglu" else math.ceil(8 * self.n_embd / 3 / 8) * 8
 
 
 class Dropout(nn.Dropout):
@@ -76,48 +118,95 @@ class Dropout(nn.Dropout):
         return input * kept.mul_(2**16 / (2**16 - drop))
 
 
+def make_norm(config: GPTConfig, channels: int) -> nn.RMSNorm | nn.LayerNorm:
+    """A layer of the chosen kind over the last `channels`."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(channels, EPSILON)
+    return nn.LayerNorm(channels, EPSILON, bias=config.bias)
+
+
+def rotations(first: int, end: int, D: int, like: Tensor) -> Tensor:
+    """Cosines and sines (2, T, D) by which positions from `first` up to `end` turn the channels of a head.
+
+    Channels d and d + D/2 are the pair that turns by position · 10000^(-2d/D), as in GPT-NeoX and Llama; the paper
+    pairs 2d with 2d + 1, which is the same for a network that has learnt it so. The first half's sine is negative.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision cannot tell position 2049 from 2050
+    rates = ROTARY_BASE ** (-torch.arange(0, D, 2, device=like.device, dtype=dtype) / D)  # (D/2,)
+    angles = torch.arange(first, end, device=like.device, dtype=dtype)[:, None] * rates  # (T, D/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the heads (B, H, T, D) by `rotations` (2, T, D)."""
+    cos, sin = rotation.unbind()
+    return (x * cos + x.roll(x.size(-1) // 2, -1) * sin).to(x.dtype)
+
+
+def activate(hidden: Tensor, activation: Activation) -> Tensor:
+    """The activations (…, M) of an MLP from (…, M), or from (…, 2M) for SwiGLU."""
+    if activation == "swiglu":
+        gate, up = hidden.chunk(2, -1)
+        return F.silu(gate) * up
+    if activation == "relu2":
+        return F.relu(hidden).square()
+    return F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a position sees itself and what came before it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        self.attn_dropout = Dropout(config.dropout)
+        H, K, D = config.n_head, config.kv_heads, config.head_size
+        self.n_head, self.n_kv_head = H, K
+        self.c_attn = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = make_norm(config, D) if config.qk_norm else None
+        self.k_norm = make_norm(config, D) if config.qk_norm else None
+        self.attn_dropout = Dropout(config.dropout if config.attn_dropout is None else config.attn_dropout)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, T, C) along T."""
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Mix (B, T, C) along T; `rotations` (2, T, D) turn queries and keys."""
         B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        H, K = self.n_head, self.n_kv_head
+        heads = self.c_attn(x).view(B, T, H + 2 * K, -1).transpose(1, 2)  # (B, H + 2K, T, D)
+        q, k, v = heads.split((H, K, K), 1)  # (B, H, T, D), and (B, K, T, D) twice
+        if self.q_norm and self.k_norm:
+            exact = self.q_norm.weight.dtype  # in mixed precision q and k have less
+            q, k = self.q_norm(q.to(exact)), self.k_norm(k.to(exact))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         dropout = self.attn_dropout.p if self.training else 0.0
         if dropout and x.device.type == "cpu":
             # torch's fused kernel for processors knows no dropout.
+            k, v = (x.repeat_interleave(H // K, 1) for x in (k, v))  # (B, H, T, D)
             scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, T)
             scores += torch.full((T, T), -math.inf, dtype=scores.dtype).triu(1)
             y = self.attn_dropout(scores.softmax(-1)) @ v  # (B, H, T, D)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
+            y = F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, enable_gqa=K < H)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         out: Tensor = self.resid_dropout(self.c_proj(y))
         return out
 
 
 class MLP(nn.Module):
-    """Two linear maps with a GELU between them, four times as wide inside."""
+    """Two linear maps with an activation between them, wider inside; SwiGLU's first is two in one."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        gated = 2 if config.activation == "swiglu" else 1
+        self.c_fc = nn.Linear(config.n_embd, gated * config.mlp_size, bias=config.bias)
+        self.c_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
-        self.approximate = APPROXIMATE[config.activation]
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Map every position of (B, T, C) on its own."""
-        hidden = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
+        hidden = activate(self.c_fc(x), self.activation)  # (B, T, M)
         out: Tensor = self.dropout(self.c_proj(hidden))
         return out
 
@@ -127,14 +216,14 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = make_norm(config, config.n_embd)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), rotation)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
@@ -146,10 +235,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.ln_f = make_norm(config, config.n_embd)
         # The head has no parameter of its own, so the tied matrix can be neither stored nor counted nor decayed twice.
         for name, parameter in self.named_parameters():
             self._init_parameter(name, parameter)
@@ -179,9 +268,11 @@ class GPT(nn.Module):
         _, T = idx.shape
         if T > self.config.block_size:
             raise ValueError(f"a window of {T} tokens does not fit into block_size {self.config.block_size}")
-        x = self.drop(self.wte(idx) + self.wpe.weight[:T])  # (B, T, C)
+        x = self.wte(idx)  # (B, T, C)
+        rotation = rotations(0, T, self.config.head_size, x) if self.wpe is None else None
+        x = self.drop(x if self.wpe is None else x + self.wpe.weight[:T])
         for block in self.h:
-            x = block(x)
+            x = block(x, rotation)
         logits = F.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
         if targets is None:
             return logits, None
@@ -195,12 +286,18 @@ class GPT(nn.Module):
         6 for each weight of a matrix product and 12·n_layer·n_embd·block_size for attention, of which the masked half
         is counted too, as is usual (PaLM, arXiv 2204.02311, appendix B).
         """
-        matrices = sum(p.numel() for p in self.parameters() if p.dim() >= 2) - self.wpe.weight.numel()
+        products = [p for name, p in self.named_parameters() if p.dim() >= 2 and not name.startswith("wpe.")]
+        matrices = sum(p.numel() for p in products)
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
 
 def parameter_count(config: GPTConfig) -> int:
     """Parameters of a network of this shape, without building it."""
-    C = config.n_embd
-    block = 12 * C * C + 13 * C  # four matrices, their biases, two LayerNorms
-    return config.n_layer * block + (config.vocab_size + config.block_size + 2) * C
+    C, M = config.n_embd, config.mlp_size
+    qkv = (config.n_head + 2 * config.kv_heads) * config.head_size
+    wide = 2 * M if config.activation == "swiglu" else M
+    norm = 1 + (config.norm == "layernorm" and config.bias)  # vectors
+    block = qkv * C + C * C + wide * C + C * M + config.bias * (qkv + C + wide + C) + 2 * norm * C
+    block += config.qk_norm * 2 * norm * config.head_size
+    positions = config.block_size if config.position == "learned" else 0
+    return config.n_layer * block + (config.vocab_size + positions + norm) * C

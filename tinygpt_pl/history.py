@@ -38,7 +38,10 @@ class Setup:
     fresh: bool = True
     """Whether it began with weights that had learnt nothing."""
     max_iters: int | None = None
-    """Where the cosine ends; max_steps if None."""
+    """Where the schedule ends; max_steps if None."""
+    schedule: str = "cosine"
+    decay_share: float = 0.2
+    """Share of the schedule's steps in which wsd falls."""
     logit_variance: float = 0.0
     """Variance of a fresh network's logits at one position."""
     dropout: float = 0.0
@@ -74,6 +77,7 @@ class Setup:
         return cls(
             **{name: facts[name] for name in ("vocab_size", "logit_variance", "start", "fresh", "eval_batches")},
             **{name: optim[name] for name in ("max_lr", "min_lr", "warmup_iters", "max_iters")},
+            **{name: optim[name] for name in ("schedule", "decay_share") if name in optim},  # younger than some runs
             max_steps=trainer["max_steps"],
             dropout=config["model"]["gpt"]["dropout"],
             weight_decay=optim["weight_decay"],

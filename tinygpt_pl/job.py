@@ -15,8 +15,10 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinygpt_pl.averaging import Averaging
 from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, Samples, StepSeed, Watch
 from tinygpt_pl.checkpoint import (
+    check_average,
     check_same_network,
     check_training_state,
     check_weights,
@@ -177,8 +179,10 @@ class Job:
             if self.checkpoint and not self.resumes:
                 self.model.load_state_dict(self.checkpoint["state_dict"])
             elif self.checkpoint:
-                groups = decay_groups(self.model.gpt, 0.0)
-                check_training_state(self.checkpoint, [p.shape for group in groups for p in group["params"]])
+                groups = decay_groups(self.model.gpt, self.model.optim)
+                check_training_state(self.checkpoint, groups)
+                if self.config.ema_decay is not None:
+                    check_average(self.checkpoint, self.model.state_dict())
                 check_windows(self.checkpoint["windows_per_step"], self.data.windows_per_step(self.trainer))
         else:
             assert self.checkpoint
@@ -190,7 +194,7 @@ class Job:
             windows = math.ceil((len(self.data.splits["val"]) - 1) / self.gpt.block_size)
             if windows < self.trainer.world_size:
                 raise ValueError(f"the val split has {windows} windows, too few for {self.trainer.world_size} devices")
-        for large in ("state_dict", "optimizer_states"):
+        for large in ("state_dict", "current_model_state", "optimizer_states"):
             (self.checkpoint or {}).pop(large, None)
 
     def close(self) -> None:
@@ -219,6 +223,7 @@ class Job:
             Evaluation(fresh=fresh),
             Watch(history),
             *([Samples(self.data.tokenizer, seed, tokens, show=self.config.print_samples)] if tokens else []),
+            *([] if self.config.ema_decay is None else [Averaging(self.config.ema_decay, self.data)]),
             BestCheckpoint(run_dir, self.files),
             LastCheckpoint(run_dir, self.config.save_minutes, signals),
         ]

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
-from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_adamw, decay_groups, warmup_cosine
+from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
 from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
 
 PATIENT_DEVICES = {"cuda"}
@@ -145,9 +145,7 @@ class TinyGPT(pl.LightningModule):
 
     def learning_rate(self, it: int) -> float:
         """The schedule's value at optimizer step `it`."""
-        optim = self.optim
-        max_iters = self.trainer.max_steps if optim.max_iters is None else optim.max_iters
-        return warmup_cosine(it, optim.max_lr, optim.min_lr, optim.warmup_iters, max_iters)
+        return scheduled_lr(it, self.optim, self.trainer.max_steps)
 
     @property
     def fused(self) -> bool:
@@ -156,8 +154,8 @@ class TinyGPT(pl.LightningModule):
         return self.device.type in FUSED_DEVICES and self.trainer.precision != "16-mixed"
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Grouped AdamW, and the schedule set on every group before every optimizer step."""
-        optimizer = configure_adamw(self.gpt, self.optim, fused=self.fused)
+        """The grouped optimizer, and the schedule set on every group before every optimizer step."""
+        optimizer = configure_optimizer(self.gpt, self.optim, fused=self.fused)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -165,7 +163,7 @@ class TinyGPT(pl.LightningModule):
         """Put the present settings over those that a checkpoint brought back with the optimizer's state."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim.weight_decay), strict=True):
+        for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim), strict=True):
             group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
             group["lr"] = self.learning_rate(self.global_step)
 
@@ -192,6 +190,7 @@ class TinyGPT(pl.LightningModule):
         if self.fused and self.device.type in PATIENT_DEVICES:
             it = torch.full_like(self.step_loss, self.global_step)
             self._keep_failure(torch.stack([it, self.step_loss, grad_norm]))
+            # Muon heeds no such mark; but what it spoils is never saved.
             optimizer.found_inf = self.failure[0].isfinite().float()  # type: ignore[attr-defined]
         else:
             check_step(self.global_step, self.step_loss.item(), grad_norm.item(), self.learning_rate(self.global_step))

@@ -5,36 +5,55 @@ An iteration is an optimizer step, counted from 0, however many micro-batches it
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
+
+from tinygpt_pl.muon import MuonAdamW
+
+Algorithm = Literal["adamw", "muon"]
+"""AdamW (arXiv 1711.05101) for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+Schedule = Literal["cosine", "wsd"]
+"""After the warm-up half a cosine, or a level rate that falls at the end (warm-up, stable, decay; arXiv 2404.06395)."""
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch.utils._foreach_utils, `_get_fused_kernels_supported_devices`
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning rate; the defaults are the base recipe.
+    """The optimizer and its learning rate; the defaults are the base recipe.
 
     Raises:
         ValueError: for a rate, decay or beta outside its range.
     """
 
+    optimizer: Algorithm = "adamw"
+    """What takes the steps: adamw; or muon for the matrices of the blocks, and AdamW for the rest."""
+    schedule: Schedule = "cosine"
+    """How the rate falls after the warm-up: cosine; or wsd, level until the last decay_share of the steps."""
     max_lr: float = 3e-4
     """Learning rate at the end of the warm-up."""
     min_lr: float = 3e-5
-    """Learning rate at the end of the cosine and after it."""
+    """Learning rate at the end of the schedule and after it."""
     warmup_iters: int = 100
     """Optimizer steps of linear warm-up."""
     max_iters: int | None = None
-    """Optimizer step at which the cosine reaches min_lr; trainer.max_steps if left out."""
+    """Optimizer step at which the schedule reaches min_lr; trainer.max_steps if left out."""
+    decay_share: float = 0.2
+    """Share of max_iters in which the rate of wsd falls, in a straight line."""
     weight_decay: float = 0.1
     """Decay of every parameter with two or more dimensions; the others have none."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of Adam's two running means; GPT-3 (arXiv 2005.14165, appendix B)."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("optimizer", Algorithm), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if not (0.0 <= self.decay_share <= 1.0):
+            raise ValueError(f"decay_share has to lie between 0 and 1, got {self.decay_share}")
         if not (0.0 < self.max_lr < math.inf):
             raise ValueError(f"max_lr has to be positive and finite, got {self.max_lr}")
         if not (0.0 <= self.min_lr <= self.max_lr):
@@ -61,22 +80,49 @@ def warmup_cosine(
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (max_lr - min_lr)
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters for AdamW: two or more dimensions decay, biases and LayerNorms do not."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def warmup_stable_decay(
+    it: int, max_lr: float, min_lr: float, warmup_iters: int, max_iters: int, decay_share: float
+) -> float:
+    """Learning rate of iteration `it`: a straight line up to max_lr, level, a straight line down to min_lr, level."""
+    if it < warmup_iters:
+        return max_lr * (it + 1) / warmup_iters
+    decay_iters = decay_share * max_iters
+    left = max(max_iters - it, 0)
+    return max_lr if left >= decay_iters else min_lr + (max_lr - min_lr) * left / decay_iters
+
+
+def scheduled_lr(it: int, config: OptimConfig, max_steps: int) -> float:
+    """Learning rate of iteration `it` in a run of `max_steps` optimizer steps."""
+    max_iters = max_steps if config.max_iters is None else config.max_iters
+    bounds = (config.max_lr, config.min_lr, config.warmup_iters, max_iters)
+    if config.schedule == "wsd":
+        return warmup_stable_decay(it, *bounds, config.decay_share)
+    return warmup_cosine(it, *bounds)
+
+
+def decay_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Split the trainable parameters: two or more dimensions decay, biases and norms do not.
+
+    With Muon, the matrices of the blocks are a group of their own, which comes first; the embeddings are AdamW's.
+    """
+    parameters = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    muon = [p for name, p in parameters if name.startswith("h.") and p.dim() == 2 and config.optimizer == "muon"]
+    decay = [p for _, p in parameters if p.dim() >= 2 and not any(p is matrix for matrix in muon)]
+    no_decay = [p for _, p in parameters if p.dim() < 2]
     return [
-        {"name": "decay", "params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"name": "no_decay", "params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        *([{"name": "muon", "params": muon, "weight_decay": config.weight_decay, "muon": True}] if muon else []),
+        {"name": "decay", "params": decay, "weight_decay": config.weight_decay},
+        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
     ]
 
 
-def configure_adamw(network: nn.Module, config: OptimConfig, *, fused: bool) -> AdamW:
-    """AdamW over the two decay groups, at a learning rate of 1 for a LambdaLR to multiply.
+def configure_optimizer(network: nn.Module, config: OptimConfig, *, fused: bool) -> AdamW:
+    """AdamW, or with Muon beside it, over the decay groups, at a learning rate of 1 for a LambdaLR to multiply.
 
     Args:
         network: whose trainable parameters are taken, each in exactly one group.
-        config: betas and weight decay.
-        fused: whether one kernel updates all parameters.
+        config: which it is, betas and weight decay.
+        fused: whether one kernel updates all of AdamW's parameters.
     """
 
     def keep_fused(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +130,7 @@ def configure_adamw(network: nn.Module, config: OptimConfig, *, fused: bool) -> 
         return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
     # 1.0 · f(it) is f(it) to the last bit, and leaves no second copy of max_lr in the optimizer's state.
-    optimizer = AdamW(decay_groups(network, config.weight_decay), lr=1.0, betas=config.betas, fused=fused)
+    kind = MuonAdamW if config.optimizer == "muon" else AdamW
+    optimizer = kind(decay_groups(network, config), lr=1.0, betas=config.betas, fused=fused)
     optimizer.register_load_state_dict_pre_hook(keep_fused)
     return optimizer

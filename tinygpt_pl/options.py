@@ -87,6 +87,11 @@ def _add_run_options(parser: Parser, verb: str) -> None:
         help="run the training step through torch.compile; auto does so where it pays",
     )
     parser.add_argument(
+        "--ema_decay",
+        type=float | None,
+        help="share that a step keeps of an average of the weights, 0.999 for instance; none is made if left out",
+    )
+    parser.add_argument(
         "--peak_tflops", type=float | None, help="what perf/mfu is a share of, for each device; measured if left out"
     )
     parser.add_argument(

@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tinygpt_pl.drawing import DASHES, SHAPES, Chart, Line, Points
+from tinygpt_pl.evidence import due_lr
 from tinygpt_pl.history import History, Setup
-from tinygpt_pl.optim import warmup_cosine
 
 FAR = 1.5
 """Losses above this many times ln(vocab_size) leave the chart, where they would flatten all others."""
@@ -86,8 +86,7 @@ def schedule(history: History) -> Iterator[tuple[float, float]]:
     for setup, start, end in _segments(history, history.setups[-1].max_steps):
         its = {start, end, *range(start, end, max((end - start) // 200, 1)), setup.warmup_iters}
         for it in sorted(it for it in its if start <= it <= end):
-            rate = (setup.max_lr, setup.min_lr, setup.warmup_iters, setup.max_iters or setup.max_steps)
-            yield it, warmup_cosine(it, *rate)
+            yield it, due_lr(it, setup)
 
 
 def _segments(history: History, end: int) -> Iterator[tuple[Setup, int, int]]:

@@ -8,10 +8,13 @@ import yaml
 from jsonargparse import Namespace
 
 from tinygpt_pl.data import TextDataModule
-from tinygpt_pl.optim import warmup_cosine
+from tinygpt_pl.optim import OptimConfig, scheduled_lr
 
-LASTING = ("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters")
-"""Settings that make a run's windows what they are, besides the text and the number of windows in a step."""
+LASTING = (
+    *("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters"),
+    *("model.optim.optimizer", "ema_decay"),
+)
+"""Settings that make a run's windows and its state what they are, besides the text and the windows in a step."""
 
 PLACES = {"config", "ckpt_path", "init_from", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
 """Options that say where things are, not how the run goes."""
@@ -28,7 +31,7 @@ def check_iteration(iteration: int, max_steps: int) -> None:
 
 
 def check_lasting(checkpoint: Mapping[str, Any], before: Namespace, config: Namespace, data: TextDataModule) -> None:
-    """Refuse to go on with other windows than those the run was made of.
+    """Refuse to go on with other windows or another state than those the run was made of.
 
     Args:
         checkpoint: that the run goes on from.
@@ -106,6 +109,4 @@ def changes(it: int, before: Namespace, config: Namespace) -> list[str]:
 
 
 def _rate(it: int, settings: Namespace) -> float:
-    optim, max_steps = settings.model.optim, settings.trainer.max_steps
-    max_iters = max_steps if optim.max_iters is None else optim.max_iters
-    return warmup_cosine(it, optim.max_lr, optim.min_lr, optim.warmup_iters, max_iters)
+    return scheduled_lr(it, OptimConfig(**settings.model.optim), settings.trainer.max_steps)

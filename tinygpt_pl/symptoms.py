@@ -8,10 +8,9 @@ import itertools
 import math
 from statistics import fmean, median
 
-from tinygpt_pl.evidence import FAR, Finding, batch_noise, clipped_share, spike, stuck, way
+from tinygpt_pl.evidence import FAR, Finding, batch_noise, clipped_share, due_lr, spike, stuck, way
 from tinygpt_pl.guards import expected_start, wrong_start
 from tinygpt_pl.history import History
-from tinygpt_pl.optim import warmup_cosine
 
 
 def broken_start(history: History) -> Finding | None:
@@ -39,13 +38,12 @@ def off_schedule(history: History) -> Finding | None:
     """The learning rate is not the schedule's."""
     for it, lr in history.curve("optim/lr"):
         setup = history.setup(it)
-        max_iters = setup.max_steps if setup.max_iters is None else setup.max_iters
-        due = warmup_cosine(it, setup.max_lr, setup.min_lr, setup.warmup_iters, max_iters)
+        due = due_lr(it, setup)
         if not math.isclose(lr, due, rel_tol=0.006):  # what a table rounds to three digits may differ by half of 1%
             return Finding(
                 "off-schedule",
                 it,
-                f"the learning rate is {lr:.2e} at iteration {it}, where warm-up and cosine give {due:.2e}",
+                f"the learning rate is {lr:.2e} at iteration {it}, where the {setup.schedule} schedule has {due:.2e}",
                 (
                     "the scheduler is not stepped once per optimizer step (by the epoch, or by the micro-batch)",
                     "something else sets the learning rate",

@@ -1,0 +1,80 @@
+"""Muon for the matrices inside the network, in one optimizer with AdamW for the rest. It knows no trainer and no text.
+
+torch.optim.Muon does the same a matrix at a time and in bfloat16, which a processor without instructions for it does in
+software: some thirty times slower at the size of cpu.yaml (docs/modern.md). Matrices of one shape go together here, in
+the precision of the weights.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+MOMENTUM = 0.95  # K. Jordan et al., Muon (2024), kellerjordan.github.io/posts/muon
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Of the same: a polynomial of degree five that brings singular values near 1 when it is applied STEPS times."""
+STEPS = 5
+LEAST_NORM = 1e-7  # torch.optim.Muon
+RMS = 0.2  # Moonlight (arXiv 2502.16982), section 2.2: what a step of AdamW comes to, so that one rate suits both
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (…, rows, columns) with their singular vectors kept and their singular values brought near 1.
+
+    Newton and Schulz's iteration, which takes products alone; the values end between 0.7 and 1.2.
+    """
+    wide = matrices.size(-2) <= matrices.size(-1)
+    x: Tensor = matrices if wide else matrices.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=LEAST_NORM)
+    a, b, c = QUINTIC
+    for _ in range(STEPS):
+        gram = x @ x.mT  # (…, smaller side, smaller side)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class MuonAdamW(AdamW):
+    """AdamW, but that parameter groups with `muon` set take Muon's steps: matrices alone, of two dimensions.
+
+    A step of Muon has the root mean square of one of AdamW, so that one learning rate and one weight decay suit both.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; Muon's gradients are used up by it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group.get("muon"):
+                for matrices in _by_shape(p for p in group["params"] if p.grad is not None):
+                    self._orthogonal_step(matrices, group["lr"], group["weight_decay"])
+        super().step()  # passes over parameters without a gradient
+        return loss
+
+    def _orthogonal_step(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Step along the orthogonalised momentum, as Nesterov looks ahead with it; decay as AdamW does."""
+        for p in matrices:
+            if "momentum_buffer" not in self.state[p]:
+                # Adam's own code wants a count of steps beside any state.
+                self.state[p].update(step=torch.tensor(0.0), momentum_buffer=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # (matrices, rows, columns)
+        momenta = [self.state[p]["momentum_buffer"] for p in matrices]
+        torch._foreach_lerp_(momenta, gradients.unbind(), 1 - MOMENTUM)
+        updates = orthogonalized(gradients.lerp(torch.stack(momenta), MOMENTUM))
+        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+        torch._foreach_add_(matrices, updates.unbind(), alpha=-lr * RMS * math.sqrt(max(matrices[0].shape)))
+        for p in matrices:
+            p.grad = None
+
+
+def _by_shape(matrices: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for matrix in matrices:
+        groups.setdefault(matrix.shape, []).append(matrix)
+    return groups.values()
