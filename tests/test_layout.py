@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
     {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
-    {"optim", "decoding", "corpus", "checkpoint", "runs"},
+    {"optim", "decoding", "corpus", "checkpoint", "runs", "gpt2", "llama"},
     {"evidence", "sampling", "huggingface", "data"},
     {"generation", "exchange", "module", "symptoms", "generalization", "panels"},
     {"diagnosis", "options", "resume"},
@@ -24,7 +24,8 @@ FLOORS = [
 ]
 WITHOUT_LIGHTNING = [
     *("gpt", "muon", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"),
-    *("decoding", "corpus", "checkpoint", "runs", "sampling", "huggingface", "generation", "exchange", "cli"),
+    *("decoding", "corpus", "checkpoint", "runs", "sampling", "generation", "cli"),
+    *("gpt2", "llama", "huggingface", "exchange"),
     *("evidence", "symptoms", "generalization", "diagnosis", "panels", "report", "review"),
 ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from tinygpt_pl.checkpoint import read_or_point, write_checkpoint
-from tinygpt_pl.huggingface import export_folder, import_folder
+from tinygpt_pl.checkpoint import read_or_point, stored_settings, write_checkpoint
+from tinygpt_pl.huggingface import architecture_of, export_folder, import_folder
 from tinygpt_pl.parser import PROG, VERBS, Parser
 from tinygpt_pl.runs import find_checkpoint
 
@@ -37,12 +37,13 @@ def prepare(verb: str, options: Sequence[str]) -> Callable[[], None]:
 
 
 def prepare_export(config: Namespace) -> Callable[[], None]:
-    """Read the checkpoint."""
+    """Read the checkpoint, and see that transformers has a network like it."""
     folder = Path(os.path.expanduser(config.output_dir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already, and not an empty folder; give another --output_dir")
     path = find_checkpoint(config.ckpt_path, config.run_dir)
     checkpoint = read_or_point(path)
+    architecture_of(stored_settings(checkpoint)[0])
 
     def write() -> None:
         export_folder(checkpoint, folder)

@@ -1,15 +1,12 @@
-"""Checkpoints as folders of Hugging Face transformers, and such folders as checkpoints. No code in either is ever run.
-
-The format is that of its GPT-2: the same names, with the matrices of linear maps transposed.
-"""
+"""Checkpoints as folders of Hugging Face transformers, and such folders as checkpoints; no code in either is run."""
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -17,37 +14,35 @@ import torch
 import yaml
 from torch import Tensor
 
+from tinygpt_pl import gpt2, llama
 from tinygpt_pl.checkpoint import FORMAT, DamagedCheckpoint, load_network
 from tinygpt_pl.files import decode_utf8, making
-from tinygpt_pl.gpt import INIT_STD, Activation, GPTConfig
+from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
-TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+ARCHITECTURES = (gpt2, llama)
+"""What a network can be in transformers; each module has the same functions."""
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
-"""Constants that older files carry."""
-
-SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
-"""Names of sizes in config.json, with the values that leaving one out stands for: those of the smallest GPT-2."""
-
-ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-EPSILON = 1e-5
-"""Of LayerNorm, in torch as in GPT-2."""
-
-REQUIRED = {
-    "model_type": "gpt2",
-    "layer_norm_epsilon": EPSILON,
-    "tie_word_embeddings": True,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
-"""What the network of gpt.py is; leaving one out of config.json stands for the same, but for the first."""
 
 UNUSED = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 """Parts that a tokenizer.json can have but GPT-2's has not: with them a text may not come back as it was."""
+
+
+def architecture_of(gpt: GPTConfig) -> ModuleType:
+    """What holds a network in transformers.
+
+    Raises:
+        ValueError: if nothing does, with what each of them lacks.
+    """
+    misfits = {architecture: architecture.misfits(gpt) for architecture in ARCHITECTURES}
+    for architecture, lacking in misfits.items():
+        if not lacking:
+            return architecture
+    reasons = "; ".join(f"its {a.NAME} has no {', no '.join(lacking)}" for a, lacking in misfits.items())
+    raise ValueError(f"transformers has no network like this one: {reasons}")
 
 
 def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
@@ -55,10 +50,12 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
 
     Raises:
         DamagedCheckpoint: if the checkpoint is no sound network.
+        ValueError: if transformers has none like it.
         OSError: if a file cannot be written.
     """
     gpt, tokenizer = load_network(checkpoint)
-    weights = {f"transformer.{name}": _transposed(name, tensor) for name, tensor in gpt.state_dict().items()}
+    architecture = architecture_of(gpt.config)
+    weights = architecture.exported(gpt.state_dict(), gpt.config)
     origin = {
         "format": "pt",
         "tinygpt_pl": version("tinygpt_pl"),
@@ -70,7 +67,13 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
     }
     files = {
         WEIGHTS: safetensors.torch.save(weights, origin),
-        CONFIG: _json(_config(gpt.config, tokenizer)),
+        CONFIG: _json(
+            {
+                **architecture.config_of(gpt.config),
+                **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
+                "dtype": "float32",
+            }
+        ),
         TOKENIZER: (tokenizer.json if isinstance(tokenizer, BPETokenizer) else _char_json(tokenizer)).encode(),
         # transformers' pipeline writes 256 tokens if nobody says how many, and fails at the end of the window.
         "generation_config.json": _json(
@@ -97,25 +100,6 @@ def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _transposed(name: str, tensor: Tensor) -> Tensor:
-    return tensor.t().contiguous() if TRANSPOSED.fullmatch(name) and tensor.dim() == 2 else tensor
-
-
-def _config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    sizes = {name: getattr(gpt, "block_size" if name == "n_positions" else name) for name in SIZES}
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == gpt.activation)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        **REQUIRED,
-        **sizes,
-        "activation_function": activation,
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), gpt.dropout),
-        "initializer_range": INIT_STD,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
-        "dtype": "float32",
-    }
-
-
 CHARACTERS = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 """How the library tokenizers cuts a text into characters."""
 
@@ -135,7 +119,7 @@ def _char_json(tokenizer: CharTokenizer) -> str:
 
 
 def import_folder(folder: Path) -> dict[str, Any]:
-    """Read a GPT-2 folder of transformers as a checkpoint of no iterations, to write with or to train further.
+    """Read a folder of transformers as a checkpoint of no iterations, to write with or to train further.
 
     Raises:
         ValueError: if something in it is missing, damaged, or not what the network of gpt.py can be.
@@ -143,17 +127,17 @@ def import_folder(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    gpt = _read_config(folder)
+    gpt, weights = _read_network(folder)
     tokenizer = _read_tokenizer(folder)
-    asked, known = gpt["vocab_size"], tokenizer.vocab_size
+    asked, known = gpt.vocab_size, tokenizer.vocab_size
     if asked != known:
         raise ValueError(f"{folder}: vocab_size is {asked} in {CONFIG}, but the tokenizer has {known} tokens")
-    settings = {name: value for name, value in gpt.items() if name != "vocab_size"}
+    settings = {name: value for name, value in asdict(gpt).items() if name != "vocab_size"}
     checkpoint = {
         "format": FORMAT,
         "pytorch-lightning_version": version("lightning"),  # which Lightning looks for
-        "state_dict": {f"gpt.{name}": tensor for name, tensor in _read_weights(folder).items()},
-        "hyper_parameters": {"gpt": gpt, "optim": {}, "tokenizer": asdict(tokenizer)},
+        "state_dict": {f"gpt.{name}": tensor for name, tensor in weights.items()},
+        "hyper_parameters": {"gpt": asdict(gpt), "optim": {}, "tokenizer": asdict(tokenizer)},
         "config": yaml.safe_dump({"model": {"gpt": settings}, "trainer": {}}),
         "corpus": {"name": "", "sha256": ""},
         **{name: [] for name in ("optimizer_states", "lr_schedulers")},
@@ -183,33 +167,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The settings of GPTConfig in a config.json."""
+def _read_network(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The network of a folder: its shape by its config.json, and its parameters by the names of gpt.py."""
     path = folder / CONFIG
     config = _read_json(path)
-    sizes: dict[str, Any] = {name: config.get(name, default) for name, default in SIZES.items()}
-    for name, size in sizes.items():
-        if type(size) is not int:
-            raise ValueError(f"{path}: {name} has to be a whole number, got {size!r}")
-    wide = config.get("n_inner")
-    if wide is not None and wide != 4 * sizes["n_embd"]:
-        raise ValueError(f"{path}: n_inner has to be four times n_embd, got {wide}")
-    for name, value in REQUIRED.items():
-        found = config.get(name, None if name == "model_type" else value)
-        if found != value:
-            raise ValueError(f"{path}: {name} has to be {value}, got {found}")
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in [*ACTIVATIONS]:  # it may be anything, a list for instance
-        raise ValueError(f"{path}: activation_function has to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    sizes["block_size"] = sizes.pop("n_positions")
-    dropout = config.get("resid_pdrop", 0.1)
-    if not isinstance(dropout, int | float):
-        raise ValueError(f"{path}: resid_pdrop has to be a number, got {dropout!r}")
+    found = config.get("model_type")
+    architecture = next((a for a in ARCHITECTURES if found in a.MODEL_TYPES), None)
+    if architecture is None:
+        known = ", ".join(name for a in ARCHITECTURES for name in a.MODEL_TYPES)
+        raise ValueError(f"{path}: model_type has to be one of {known}, got {found}")
     try:
-        gpt = GPTConfig(**sizes, dropout=float(dropout), activation=ACTIVATIONS[activation])
+        gpt = architecture.settings_of(config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return asdict(gpt)
+    stored = _read_weights(folder)
+    try:
+        weights = architecture.imported(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{folder / WEIGHTS}: {name} holds {tensor.dtype}")
+    return gpt, {name: tensor.float() for name, tensor in weights.items()}
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
@@ -252,25 +231,14 @@ def _join_bpe(folder: Path) -> str:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Parameters by the names of gpt.py."""
+    """Parameters by their names in the file."""
     path = folder / WEIGHTS
     if not path.is_file():
         others = sorted(file.name for file in folder.glob("*model*") if file != path)
         found = f"only {', '.join(others)}; save it again as one file of safetensors" if others else "no weights"
         raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
     try:
-        stored = safetensors.torch.load_file(path)
+        stored: dict[str, Tensor] = safetensors.torch.load_file(path)
     except Exception as error:  # of the library, or of torch for a size that it lacks
         raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
-    weights: dict[str, Tensor] = {}
-    for prefixed, tensor in stored.items():
-        name = prefixed.removeprefix("transformer.")
-        if MASKS.fullmatch(name):
-            continue
-        if name in weights or tensor.dtype not in FLOATS:
-            raise ValueError(f"{path}: {name} is there twice, or holds {tensor.dtype}")
-        weights[name] = _transposed(name, tensor).float()
-    head = weights.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, weights.get("wte.weight", torch.empty(0))):
-        raise ValueError(f"{path} has a head of its own; it has to be tied to the token embedding")
-    return weights
+    return stored
