@@ -18,7 +18,10 @@ from torch import Tensor
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
 
-LINE = re.compile(r"iter (\d+) \| train (\d+\.\d{4}) \| val (\d+\.\d{4})(?: \| lr (\d\.\d\de-\d\d) \| \d+s)?")
+LINE = re.compile(
+    r"iter (\d+) \| train (\d+\.\d{4}) \| val (\d+\.\d{4})(?: \| raw val \d+\.\d{4})?"
+    r"(?: \| lr (\d\.\d\de-\d\d) \| \d+s)?"
+)
 
 
 def small(text_file: Path, **changes: Any) -> list[str]:
@@ -41,6 +44,20 @@ def small(text_file: Path, **changes: Any) -> list[str]:
         "trainer.log_every_n_steps": 2,
     } | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--{name}={value}" for name, value in options.items()]
+
+
+MODERN = {
+    "model__gpt__position": "rotary",
+    "model__gpt__norm": "rmsnorm",
+    "model__gpt__qk_norm": "true",
+    "model__gpt__activation": "swiglu",
+    "model__gpt__bias": "false",
+    "model__gpt__n_kv_head": 1,
+    "model__optim__optimizer": "muon",
+    "model__optim__schedule": "wsd",
+    "ema_decay": 0.8,
+}
+"""Every part that is not the recipe's, for `small`."""
 
 
 def table(output: str) -> list[tuple[str, ...]]:
@@ -116,6 +133,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
         best = next(state for key, state in checkpoint["callbacks"].items() if key.startswith("BestCheckpoint"))
         found[name] = {
             **{key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")},
+            **{key: checkpoint[key] for key in ("current_model_state", "averaging_state") if key in checkpoint},
             **{key: checkpoint[key] for key in ("global_step", "evaluated", "val_loss", "corpus")},
             "best": best["best_model_score"],
             "curve": checkpoint["callbacks"]["Curve"],

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
-from tests.runs import FORKS, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
+from tests.runs import FORKS, MODERN, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
 from tinygpt_pl import TinyGPT, job, module
 from tinygpt_pl.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from tinygpt_pl.data import Batch
@@ -355,11 +355,15 @@ def signal_at(**where: Any) -> str:
     ],
     ids=["mid-accumulation", "step", "boundary", "first evaluation", "evaluation", "last step", "last evaluation"],
 )
+@pytest.mark.parametrize("modern", [{}, MODERN], ids=["recipe", "modern"])
 def test_fault_08_and_10_stopped_anywhere_and_resumed(
-    cli: Run, text_file: Path, where: dict[str, Any], iteration: int
+    cli: Run, text_file: Path, where: dict[str, Any], iteration: int, modern: dict[str, Any]
 ) -> None:
-    """Nothing in the rest of the run shows where it was stopped, and no row of the curve is missing or there twice."""
-    options = small(text_file, **DROPOUT)
+    """Nothing in the rest of the run shows where it was stopped, and no row of the curve is missing or there twice.
+
+    In the middle of an evaluation, an average of the weights is in their place.
+    """
+    options = small(text_file, **DROPOUT, **modern)
     code, straight, _ = cli("fit", *options, "--run_dir=alone")
     assert code == 0
     code, _, err = cli("fit", *options, "--run_dir=run", signal_at(**where))
@@ -519,6 +523,8 @@ def test_fault_12_the_same_seed_and_another(cli: Run, text_file: Path) -> None:
         ),
         ("--data.batch_size=3", "the number of windows in a step .* has to stay 4 in a run that goes on, got 3"),
         ("--seed_everything=7", "seed_everything has to stay 1337 in a run that goes on, got 7"),
+        ("--model.optim.optimizer=muon", "model.optim.optimizer has to stay adamw in a run that goes on, got muon"),
+        ("--ema_decay=0.9", "ema_decay has to stay None in a run that goes on, got 0.9"),
     ],
 )
 def test_fault_13_going_on_as_another_run(cli: Run, text_file: Path, option: str, named: str) -> None:

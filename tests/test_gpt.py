@@ -1,20 +1,25 @@
 """The network: its size, its mask, its attention, its start, and transformers' GPT-2 as an independent reference."""
 
+import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tinygpt_pl.gpt import GPT, CausalSelfAttention, Dropout, GPTConfig
+from tinygpt_pl.gpt import GPT, MLP, CausalSelfAttention, Dropout, GPTConfig, Norm, parameter_count, rotate, rotations
 
 SMALL = GPTConfig(vocab_size=11, block_size=12, n_layer=2, n_head=3, n_embd=24, dropout=0.0)
 
 
-def small(**changes: float) -> GPT:
+MODERN = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "n_kv_head": 1}
+
+
+def small(**changes: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(replace(SMALL, **changes)).eval()  # type: ignore[arg-type]  # fields of several types
+    return GPT(replace(SMALL, **changes)).eval()
 
 
 def test_parameters_at_base_size() -> None:
@@ -29,10 +34,11 @@ def test_flops_of_a_window_at_base_size() -> None:
     assert 256 * GPT(GPTConfig()).flops_per_token() == 18_157_731_840
 
 
-def test_flops_agree_with_the_counter_of_torch() -> None:
+@pytest.mark.parametrize("changes", [{}, {**MODERN, "n_kv_head": None}])
+def test_flops_agree_with_the_counter_of_torch(changes: dict[str, Any]) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = small()
+    model = small(**changes)
     idx = torch.zeros(3, SMALL.block_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, loss = model(idx, idx)
@@ -41,8 +47,9 @@ def test_flops_agree_with_the_counter_of_torch() -> None:
     assert counter.get_total_flops() == idx.numel() * model.flops_per_token()
 
 
-def test_future_tokens_never_change_earlier_logits() -> None:
-    model = small()
+@pytest.mark.parametrize("changes", [{}, MODERN])
+def test_future_tokens_never_change_earlier_logits(changes: dict[str, Any]) -> None:
+    model = small(**changes)
     idx = torch.randint(11, (2, 12))
     with torch.no_grad():
         logits, _ = model(idx)
@@ -71,9 +78,10 @@ def test_attention_equals_a_masked_softmax_written_out() -> None:
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_with_dropout_is_the_same_attention() -> None:
+@pytest.mark.parametrize("changes", [{}, MODERN])
+def test_attention_with_dropout_is_the_same_attention(changes: dict[str, Any]) -> None:
     """On a processor it is written out; a dropout that rounds to none has to leave the fused kernel's numbers."""
-    fused, written_out = small().train(), small(dropout=1e-6).train()
+    fused, written_out = small(**changes).train(), small(**changes, dropout=1e-6).train()
     idx = torch.randint(11, (3, 2, 12))
     for model in (fused, written_out):
         _, loss = model(idx[0], idx[1])
@@ -82,6 +90,117 @@ def test_attention_with_dropout_is_the_same_attention() -> None:
     torch.testing.assert_close(written_out(idx[0])[0], fused(idx[0])[0], rtol=1e-5, atol=1e-6)
     for a, b in zip(written_out.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_turned_heads_are_those_of_complex_numbers() -> None:
+    """The formula of the paper: a pair of channels is a complex number, multiplied by e^(i·position·rate)."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    pairs = torch.complex(x[..., :4], x[..., 4:])
+    rates = torch.tensor([10000.0 ** (-2 * d / 8) for d in range(4)], dtype=torch.float64)
+    turned = pairs * torch.exp(1j * torch.arange(5, 12)[:, None] * rates)
+    torch.testing.assert_close(rotate(x, rotations(5, 12, 8, x)), torch.cat([turned.real, turned.imag], -1))
+
+
+def test_scores_of_rotary_positions_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 12, 8, dtype=torch.float64)
+    here, there = (rotate(q, rotations(a, a + 12, 8, q)) @ rotate(k, rotations(a, a + 12, 8, k)).mT for a in (0, 100))
+    torch.testing.assert_close(here, there)
+    assert not torch.allclose(here, q @ k.mT)
+
+
+def test_rotations_have_single_precision_in_a_half_precision_network() -> None:
+    """Guards against positions in bfloat16, which cannot tell 257 from 256."""
+    table = rotations(0, 300, 8, torch.zeros(1, dtype=torch.bfloat16))
+    assert torch.equal(table, rotations(0, 300, 8, torch.zeros(1)))
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_attention_with_every_part_equals_the_same_written_out(norm: Norm) -> None:
+    """A head of keys and values for two of queries, norms of both, then rotary positions: in this order."""
+    torch.manual_seed(0)
+    config = replace(SMALL, n_head=4, n_kv_head=2, norm=norm, qk_norm=True, bias=False, position="rotary")
+    attention = CausalSelfAttention(config).eval()
+    assert isinstance(attention.q_norm, torch.nn.Module)
+    assert isinstance(attention.k_norm, torch.nn.Module)
+    with torch.no_grad():
+        attention.q_norm.weight.normal_()
+        attention.k_norm.weight.normal_()
+    x = torch.randn(1, 12, 24)
+    turn = rotations(0, 12, 6, x)
+    heads = (x @ attention.c_attn.weight.T).view(12, 8, 6)
+
+    def normed(head: Tensor, weight: Tensor) -> Tensor:
+        if norm == "layernorm":
+            head = head - head.mean(-1, keepdim=True)
+        return rotate(head / (head.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight, turn)
+
+    outs = []
+    for head in range(4):
+        q = normed(heads[:, head], attention.q_norm.weight)
+        k, v = normed(heads[:, 4 + head // 2], attention.k_norm.weight), heads[:, 6 + head // 2]
+        scores = (q @ k.T / math.sqrt(6)).masked_fill(torch.ones(12, 12).triu(1) > 0, -math.inf)
+        outs.append(scores.softmax(-1) @ v)
+    expected = torch.cat(outs, -1) @ attention.c_proj.weight.T
+    torch.testing.assert_close(attention(x, turn)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_mlp_of_squared_relu_is_that() -> None:
+    torch.manual_seed(0)
+    mlp = MLP(replace(SMALL, activation="relu2")).eval()
+    x = torch.randn(2, 5, 24)
+    hidden = (x @ mlp.c_fc.weight.T + mlp.c_fc.bias).clamp(min=0) ** 2
+    torch.testing.assert_close(mlp(x), hidden @ mlp.c_proj.weight.T + mlp.c_proj.bias)
+
+
+def test_swiglu_has_as_many_parameters_as_gelu_at_base_size() -> None:
+    """Two thirds of the width, in three matrices."""
+    config = GPTConfig(bias=False)
+    assert parameter_count(replace(config, activation="swiglu")) == parameter_count(config)
+
+
+PARTS: list[list[dict[str, Any]]] = [
+    [{"position": "learned"}, {"position": "rotary"}],
+    [{"norm": "layernorm"}, {"norm": "rmsnorm"}],
+    [{"qk_norm": False}, {"qk_norm": True}],
+    [{"activation": "gelu"}, {"activation": "swiglu"}],
+    [{"bias": True}, {"bias": False}],
+    [{"n_kv_head": None}, {"n_kv_head": 1}],
+]
+
+
+def test_every_combination_of_parts_learns_and_has_the_parameters_that_are_counted_beforehand() -> None:
+    idx = torch.randint(11, (2, 12))
+    for choice in itertools.product(*PARTS):
+        config = replace(SMALL, **dict(item for part in choice for item in part.items()))
+        model = GPT(config)
+        assert sum(p.numel() for p in model.parameters()) == parameter_count(config), config
+        model(idx, idx)[1].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), config
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_every_part_runs_in_mixed_precision_without_a_warning(dropout: float) -> None:
+    """Guards against a norm that gets bfloat16 with weights of float32."""
+    model = small(**MODERN, bias=False, dropout=dropout).train()
+    idx = torch.randint(11, (2, 12))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, loss = model(idx, idx)
+    assert loss is not None
+    loss.backward()
+    assert loss.item() == pytest.approx(model.eval()(idx, idx)[1].item(), rel=0.05 + dropout)
+
+
+def test_attention_has_a_dropout_of_its_own() -> None:
+    for own, general in ((0.5, 0.0), (0.0, 0.5)):
+        shares = {
+            name: module.p
+            for name, module in small(attn_dropout=own, dropout=general).named_modules()
+            if isinstance(module, Dropout)
+        }
+        assert shares == {name: own if name.endswith("attn_dropout") else general for name in shares}
+        assert sum(name.endswith("attn_dropout") for name in shares) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -211,8 +330,15 @@ def test_a_window_longer_than_the_block_is_refused() -> None:
         ({"dropout": 1.0}, r"dropout has to be in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, r"dropout has to be in \[0, 1\), got -0.1"),
         ({"dropout": math.nan}, r"dropout has to be in \[0, 1\), got nan"),
+        ({"attn_dropout": 1.0}, r"attn_dropout has to be in \[0, 1\), got 1.0"),
+        ({"n_kv_head": 2}, "n_head has to be a multiple of n_kv_head, got n_head 3 and n_kv_head 2"),
+        ({"n_kv_head": 0}, "n_kv_head has to be at least 1, got 0"),
+        ({"position": "sine"}, "position has to be one of learned, rotary, got 'sine'"),
+        ({"norm": "none"}, "norm has to be one of layernorm, rmsnorm, got 'none'"),
+        ({"activation": "relu"}, "activation has to be one of gelu, gelu_tanh, relu2, swiglu, got 'relu'"),
+        ({"n_embd": 9, "position": "rotary"}, "rotary positions turn pairs of channels, but a head has 3"),
     ],
 )
-def test_an_impossible_shape_is_refused(changes: dict[str, float], message: str) -> None:
+def test_an_impossible_shape_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(SMALL, **changes)  # type: ignore[arg-type]  # fields of several types
+        replace(SMALL, **changes)

@@ -74,11 +74,22 @@ def gpt2_folder(tokenizer: BPETokenizer, path: str = "gpt2", **changes: Any) -> 
     return model
 
 
-def exported(text: str = "the box jumps over the lazy dog\n") -> Any:
+LLAMA = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {},
+    "GPT2LMHeadModel without biases": {"bias": False, "attn_dropout": 0.0, "activation": "gelu_tanh"},
+    "LlamaForCausalLM": LLAMA,
+    "LlamaForCausalLM without biases": {**LLAMA, "bias": False, "n_kv_head": 1},
+    "Qwen3ForCausalLM": {**LLAMA, "bias": False, "qk_norm": True, "n_kv_head": 1},
+}
+"""transformers' class for each of what it can hold."""
+
+
+def exported(text: str = "the box jumps over the lazy dog\n", **parts: Any) -> Any:
     """A checkpoint of characters, and the folder that it is exported to."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text(text)
-    gpt = {"vocab_size": tokenizer.vocab_size, "block_size": 16, "n_layer": 2, "n_head": 3, "n_embd": 24}
+    gpt = {"vocab_size": tokenizer.vocab_size, "block_size": 16, "n_layer": 2, "n_head": 3, "n_embd": 24, **parts}
     model = TinyGPT(gpt, {}, tokenizer)
     with torch.no_grad():
         for p in model.parameters():
@@ -92,16 +103,19 @@ def exported(text: str = "the box jumps over the lazy dog\n") -> Any:
     return checkpoint
 
 
-def test_transformers_computes_the_same_logits() -> None:
-    gpt, tokenizer = load_network(exported())
+@pytest.mark.parametrize("network", NETWORKS)
+def test_transformers_computes_the_same_logits(network: str) -> None:
+    gpt, tokenizer = load_network(exported(**NETWORKS[network]))
     theirs = transformers.AutoModelForCausalLM.from_pretrained("exported")
+    assert type(theirs).__name__ == network.split()[0]
     idx = torch.randint(tokenizer.vocab_size, (3, 16))
     with torch.no_grad():
         torch.testing.assert_close(theirs(idx).logits, gpt(idx)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_transformers_writes_the_same_greedy_text() -> None:
-    gpt, tokenizer = load_network(exported())
+@pytest.mark.parametrize("network", ["GPT2LMHeadModel", "Qwen3ForCausalLM"])
+def test_transformers_writes_the_same_greedy_text(network: str) -> None:
+    gpt, tokenizer = load_network(exported(**NETWORKS[network]))
     idx = torch.from_numpy(tokenizer.encode("the ")).long()[None]
     ours = generate(gpt, idx, 12, temperature=0)
     theirs = transformers.AutoModelForCausalLM.from_pretrained("exported")
@@ -112,6 +126,69 @@ def test_transformers_writes_the_same_greedy_text() -> None:
     assert text["generated_text"] == tokenizer.decode(ours[0])
     (text,) = writer("the ")  # which would go beyond the window, had the folder no word on that
     assert len(text["generated_text"]) == 4 + 8
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_exported_network_comes_back_with_the_same_logits(network: str) -> None:
+    """And, where the target has all its parts, as the same network."""
+    before, tokenizer = load_network(exported(**NETWORKS[network]))
+    after, vocabulary = load_network(import_folder(Path("exported")))
+    idx = torch.randint(tokenizer.vocab_size, (3, 16))
+    with torch.no_grad():
+        assert torch.equal(after(idx)[0], before(idx)[0])
+    assert vocabulary == tokenizer
+    assert after.config == before.config or network == "GPT2LMHeadModel without biases"
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"position": "rotary"}, "GPT-2 has no position rotary; its Llama or Qwen3 has no norm layernorm, no activ"),
+        ({"n_kv_head": 1}, "GPT-2 has no n_kv_head 1; its Llama"),
+        ({**LLAMA, "activation": "relu2"}, "no activation relu2; its Llama or Qwen3 has no activation relu2"),
+        ({**LLAMA, "qk_norm": True}, "Llama or Qwen3 has no qk_norm together with bias"),
+    ],
+)
+def test_a_network_that_no_architecture_holds_is_refused_with_the_reason(
+    cli: Run, text_file: Path, parts: dict[str, Any], reason: str
+) -> None:
+    changes = {f"model__gpt__{name}": str(value).lower() for name, value in parts.items()}
+    assert cli("fit", *small(text_file, **changes, trainer__max_steps=1))[0] == 0
+    code, _, err = cli("export", "--output_dir=folder")
+    assert code == 2
+    assert reason in err
+    assert len(err.splitlines()) <= 3
+    assert not Path("folder").exists()
+
+
+def rename_layer(weights: dict[str, Any]) -> None:
+    weights["model.layers.7.mlp.down_proj.weight"] = weights.pop("model.layers.1.mlp.down_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda: spoil_json("config.json", rms_norm_eps=1e-6), "rms_norm_eps has to be 1e-05, got 1e-06"),
+        (lambda: spoil_json("config.json", hidden_act="gelu"), "hidden_act has to be silu, got gelu"),
+        (lambda: spoil_json("config.json", intermediate_size=5), "intermediate_size has to be 64, got 5"),
+        (lambda: spoil_json("config.json", head_dim=5), "head_dim has to be 8, got 5"),
+        (lambda: spoil_json("config.json", rope_parameters={"rope_theta": 5.0}), "rope_parameters has to be"),
+        (lambda: spoil_json("config.json", hidden_size="wide"), "hidden_size has to be a whole number, got 'wide'"),
+        (lambda: spoil_json("config.json", num_hidden_layers=10**9), "a network like it has 7,"),
+        (lambda: lambda folder: spoil_weights(folder, rename_layer), "h.1.mlp.c_proj.weight has shape None in it"),
+        (
+            lambda: lambda folder: spoil_weights(folder, lambda w: w.update({"lm_head.weight": torch.zeros(2)})),
+            "a head of its own",
+        ),
+    ],
+)
+def test_a_llama_that_is_no_network_of_ours_is_refused(cli: Run, spoil: Any, reason: str) -> None:
+    exported(**NETWORKS["LlamaForCausalLM"])
+    spoil()(Path("exported"))
+    code, _, err = cli("import", "--input_dir=exported", "--output=x.ckpt")
+    assert code == 2
+    assert reason in err
+    assert len(err.splitlines()) <= 3
 
 
 def test_the_tokenizer_gives_back_the_whole_corpus(shakespeare_cache: Path) -> None:

@@ -1,5 +1,6 @@
 """The schedule as a table, and the decay groups as a partition."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -7,7 +8,14 @@ from typing import Any
 import pytest
 
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.optim import OptimConfig, configure_optimizer, decay_groups, warmup_cosine
+from tinygpt_pl.optim import (
+    OptimConfig,
+    configure_optimizer,
+    decay_groups,
+    scheduled_lr,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,28 @@ def test_schedule_is_a_line_up_and_half_a_cosine_down() -> None:
 def test_schedule_without_warm_up_or_decay() -> None:
     assert warmup_cosine(0, warmup_iters=0) == 3e-4
     assert warmup_cosine(7, max_lr=1.0, min_lr=0.5, warmup_iters=5, max_iters=5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("it", "lr"),
+    [(0, 0.1), (9, 1.0), (10, 1.0), (79, 1.0), (80, 1.0), (85, 0.8), (90, 0.6), (99, 0.24), (100, 0.2), (999, 0.2)],
+)
+def test_wsd_is_a_line_up_a_level_and_a_line_down(it: int, lr: float) -> None:
+    assert warmup_stable_decay(it, 1.0, 0.2, 10, 100, 0.2) == pytest.approx(lr)
+
+
+def test_wsd_may_fall_all_the_way_or_not_at_all() -> None:
+    falling = [warmup_stable_decay(it, 1.0, 0.0, 0, 50, 1.0) for it in range(51)]
+    assert falling == pytest.approx([1 - it / 50 for it in range(51)])
+    assert [warmup_stable_decay(it, 1.0, 0.0, 0, 50, 0.0) for it in (0, 49, 50, 60)] == [1.0] * 4
+
+
+def test_the_schedule_that_is_chosen_is_the_one_that_is_followed() -> None:
+    """max_iters wins over the length of the run; without it the schedule ends with the run."""
+    config = OptimConfig(schedule="wsd", max_lr=1.0, min_lr=0.0, warmup_iters=0, decay_share=0.5)
+    assert [scheduled_lr(it, config, 100) for it in (49, 75, 100)] == [1.0, 0.5, 0.0]
+    assert scheduled_lr(75, dataclasses.replace(config, max_iters=300), 100) == 1.0
+    assert scheduled_lr(50, OptimConfig(warmup_iters=0, max_iters=100), 999) == warmup_cosine(50, 3e-4, 3e-5, 0, 100)
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
@@ -90,6 +120,9 @@ def test_the_kernel_is_chosen_anew_when_a_state_is_loaded() -> None:
         {"weight_decay": -0.1},
         {"betas": (0.9, 1.0)},
         {"betas": (-0.1, 0.9)},
+        {"optimizer": "sgd"},
+        {"schedule": "step"},
+        {"decay_share": 1.1},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, Any]) -> None:
