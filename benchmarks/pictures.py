@@ -22,7 +22,7 @@ from tinygpt_pl.panels import loss
 
 CURVES = Path(__file__).parent.parent / "docs" / "curves"
 
-COMMON = "--config configs/cpu.yaml --trainer.max_steps 1000 --eval_interval 100 --trainer.log_every_n_steps 10"
+COMMON = "--config configs/small.yaml --trainer.max_steps 1000 --eval_interval 100 --trainer.log_every_n_steps 10"
 
 RUNS = [
     ("healthy", "Healthy", ""),

@@ -1,6 +1,6 @@
 """What saving costs: the share of a run that is spent on writing checkpoints, flushing to the disk included.
 
-    python benchmarks/saving.py                     # configs/cpu.yaml, whole
+    python benchmarks/saving.py                     # configs/small.yaml, whole
     python benchmarks/saving.py --trainer.max_steps 500
 
 Options are those of `fit`; the run goes into a folder that is deleted afterwards.
@@ -17,7 +17,7 @@ from tinygpt_pl.job import Job
 from tinygpt_pl.runs import checkpoint_path
 from tinygpt_pl.training import quieten
 
-CONFIG = Path(__file__).parent.parent / "configs" / "cpu.yaml"
+CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
 
 
 def main() -> None:

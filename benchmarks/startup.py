@@ -1,6 +1,6 @@
 """From the command to the first training step: where the seconds go.
 
-    python benchmarks/startup.py                       # configs/cpu.yaml
+    python benchmarks/startup.py                       # configs/small.yaml
     python benchmarks/startup.py configs/base.yaml
 
 Each part is timed in a fresh process, several times; the medians are printed.
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CONFIG = Path(__file__).parent.parent / "configs" / "cpu.yaml"
+CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
 RUNS = 5
 PARTS = (
     "Python itself",

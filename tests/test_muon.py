@@ -69,17 +69,19 @@ def test_steps_are_those_of_muon_written_out() -> None:
                     assert p.grad is not None
                     momenta[name] = MOMENTUM * momenta.get(name, torch.zeros_like(p)) + (1 - MOMENTUM) * p.grad
                     ahead = MOMENTUM * momenta[name] + (1 - MOMENTUM) * p.grad
-                    scale = RMS * math.sqrt(max(p.shape))
-                    p.copy_(p - LR * CONFIG.weight_decay * p - LR * scale * orthogonalized(ahead))
+                    parts = torch.split(ahead, 24) if "c_attn" in name else [ahead]
+                    step_taken = torch.cat([RMS * math.sqrt(max(part.shape)) * orthogonalized(part) for part in parts])
+                    p.copy_(p - LR * CONFIG.weight_decay * p - LR * step_taken)
                     torch.testing.assert_close(gpt.get_parameter(name), p, rtol=1e-12, atol=1e-12)
                 else:
                     p.copy_(gpt.get_parameter(name))
 
 
 def test_torchs_muon_takes_the_same_steps_in_bfloat16() -> None:
+    """Its matrices that are one; those that are several in one it would take whole."""
     gpt = network()
     optimizer, expected = muon(gpt), copy.deepcopy(gpt)
-    matrices = [p for p in expected.h.parameters() if p.dim() == 2]
+    matrices = [p for name, p in expected.h.named_parameters() if p.dim() == 2 and "c_attn" not in name]
     theirs = torch.optim.Muon(matrices, lr=LR, weight_decay=CONFIG.weight_decay, adjust_lr_fn="match_rms_adamw")
     before = {name: p.detach().clone() for name, p in gpt.named_parameters()}
     for _ in range(2):
@@ -89,7 +91,7 @@ def test_torchs_muon_takes_the_same_steps_in_bfloat16() -> None:
         optimizer.step()
         theirs.step()  # type: ignore[no-untyped-call]  # torch's
     for name, p in expected.named_parameters():
-        if name.startswith("h.") and p.dim() == 2:
+        if name.startswith("h.") and p.dim() == 2 and "c_attn" not in name:
             ours, other = gpt.get_parameter(name) - before[name], p - before[name]
             assert (ours - other).norm() < 0.03 * other.norm(), name
 
@@ -110,7 +112,7 @@ def test_the_rest_is_adamws_to_the_last_bit() -> None:
     gpt = network()
     expected = copy.deepcopy(gpt)
     optimizer = muon(gpt)
-    _, decay, no_decay = decay_groups(expected, CONFIG)
+    *_, decay, no_decay = decay_groups(expected, CONFIG)
     plain = torch.optim.AdamW([decay, no_decay], lr=LR, betas=CONFIG.betas, fused=True)
     for step in range(3):
         backward(gpt, step)
@@ -128,9 +130,11 @@ def test_the_rest_is_adamws_to_the_last_bit() -> None:
 def test_every_parameter_is_in_exactly_one_group_and_the_embeddings_are_not_muons() -> None:
     gpt = network()
     groups = decay_groups(gpt, CONFIG)
-    assert [(group["name"], len(group["params"])) for group in groups] == [("muon", 8), ("decay", 2), ("no_decay", 18)]
+    found = [(group["name"], len(group["params"]), group.get("rows")) for group in groups]
+    joined = ("muon", 2, (24, 24, 24))
+    assert found == [("muon", 6, ()), joined, ("decay", 2, None), ("no_decay", 18, None)]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in gpt.parameters())
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in (gpt.wte.weight, gpt.get_parameter("wpe.weight"))}
+    assert {id(p) for p in groups[2]["params"]} == {id(p) for p in (gpt.wte.weight, gpt.get_parameter("wpe.weight"))}
 
 
 def test_a_state_that_was_saved_goes_on_to_the_last_bit() -> None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tests.reference import english
+from tests.runs import MODERN
 from tinygpt_pl import job
 from tinygpt_pl.data import Batch, FixedWindows, TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
@@ -297,6 +298,9 @@ HEALTHY = [
     Case("made longer after its end", None, {**FINE, "trainer.max_steps": 200}, resumed={"trainer.max_steps": 300}),
     well("three times as long", trainer__max_steps=900, eval_interval=100),
     well("a row each 50 iterations", trainer__log_every_n_steps=50),
+    well("every modern part", **{**MODERN, "ema_decay": 0.98}),
+    well("Muon at a learning rate of 1e-2", model__optim__optimizer="muon", model__optim__max_lr=1e-2),
+    well("level, then a decay", model__optim__schedule="wsd", ema_decay=0.95),
     well("40 iterations", trainer__max_steps=40, eval_interval=10, model__optim__warmup_iters=5),
     Case("stopped and gone on", None, {"trainer.max_steps": 200}, resumed={"trainer.max_steps": 300}),
 ]

@@ -248,7 +248,7 @@ def check_training_state(checkpoint: Mapping[str, Any], groups: Sequence[Mapping
         (optimizer,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
         steps = checkpoint["loops"]["fit_loop"][counter]["optimizer"]["step"]["total"]["completed"]
         sound = bool(steps == schedule["last_epoch"] == checkpoint["global_step"])
-        moments = [MUON if group.get("muon") else ADAM for group in groups for _ in group["params"]]
+        moments = [MUON if "rows" in group else ADAM for group in groups for _ in group["params"]]
         shapes = [p.shape for group in groups for p in group["params"]]
         for index in range(len(shapes) if sound and steps else 0):
             for name in moments[index]:

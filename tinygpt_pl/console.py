@@ -59,8 +59,9 @@ class Table(Callback):
             f"validation, {config.vocab_size} different ones",
             f"{total:,} parameters ({total / 1e6:.2f}M)",
         ]
-        for group in decay_groups(pl_module.gpt, pl_module.optim):
-            label, parameters = GROUPS[group["name"]], group["params"]
+        groups = decay_groups(pl_module.gpt, pl_module.optim)
+        for name in dict.fromkeys(group["name"] for group in groups):
+            label, parameters = GROUPS[name], [p for group in groups if group["name"] == name for p in group["params"]]
             lines.append(f"{label}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} parameters")
         lines.append(f"ln({config.vocab_size}) = {expected_start(config.vocab_size):.4f}, the loss of a uniform guess")
         device = pl_module.device

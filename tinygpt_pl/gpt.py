@@ -100,6 +100,13 @@ class GPTConfig:
         """Channels inside an MLP, M: four times C, or two thirds of that for SwiGLU, which has three matrices."""
         return 4 * self.n_embd if self.activation != "swiglu" else math.ceil(8 * self.n_embd / 3 / 8) * 8
 
+    @property
+    def joined(self) -> dict[str, tuple[int, ...]]:
+        """Matrices of a block that are several, one below the other, with the rows of each."""
+        kv = self.kv_heads * self.head_size
+        gated = {"mlp.c_fc": (self.mlp_size, self.mlp_size)} if self.activation == "swiglu" else {}
+        return {"attn.c_attn": (self.n_embd, kv, kv), **gated}
+
 
 class Dropout(nn.Dropout):
     """Dropout that costs a fraction of torch's on a processor, where torch draws a number for each element in turn.

@@ -111,7 +111,7 @@ def exported(weights: Mapping[str, Tensor], gpt: GPTConfig) -> dict[str, Tensor]
         if block:
             layer, part, kind = block.groups()
             theirs = JOINED.get(part, (NAMES.get(part, part),))
-            pieces = torch.split(tensor, _rows(gpt).get(part, [len(tensor)]))
+            pieces = torch.split(tensor, list(gpt.joined.get(part, [len(tensor)])))
             for their_part, piece in zip(theirs, pieces, strict=True):
                 found[f"model.layers.{layer}.{their_part}.{kind}"] = piece.contiguous()
     return found
@@ -139,9 +139,3 @@ def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in left:
             found[ours] = left.pop(name)
     return found | left
-
-
-def _rows(gpt: GPTConfig) -> dict[str, list[int]]:
-    """How many rows each part of a joined matrix has."""
-    kv = gpt.kv_heads * gpt.head_size
-    return {"attn.c_attn": [gpt.n_embd, kv, kv], "mlp.c_fc": [gpt.mlp_size] * 2}

@@ -37,9 +37,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class MuonAdamW(AdamW):
-    """AdamW, but that parameter groups with `muon` set take Muon's steps: matrices alone, of two dimensions.
+    """AdamW, but that parameter groups with `rows` take Muon's steps: matrices alone, of two dimensions.
 
-    A step of Muon has the root mean square of one of AdamW, so that one learning rate and one weight decay suit both.
+    Those that are several in one, one below the other, are divided for it; `rows` has the rows of each, or nothing. A
+    step of Muon has the root mean square of one of AdamW, so that one learning rate and one weight decay suit both.
     """
 
     @torch.no_grad()
@@ -50,13 +51,13 @@ class MuonAdamW(AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group.get("muon"):
+            if "rows" in group:
                 for matrices in _by_shape(p for p in group["params"] if p.grad is not None):
-                    self._orthogonal_step(matrices, group["lr"], group["weight_decay"])
+                    self._orthogonal_step(matrices, group["rows"], group["lr"], group["weight_decay"])
         super().step()  # passes over parameters without a gradient
         return loss
 
-    def _orthogonal_step(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+    def _orthogonal_step(self, matrices: list[Tensor], rows: tuple[int, ...], lr: float, weight_decay: float) -> None:
         """Step along the orthogonalised momentum, as Nesterov looks ahead with it; decay as AdamW does."""
         for p in matrices:
             if "momentum_buffer" not in self.state[p]:
@@ -66,9 +67,11 @@ class MuonAdamW(AdamW):
         gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # (matrices, rows, columns)
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
         torch._foreach_lerp_(momenta, gradients.unbind(), 1 - MOMENTUM)
-        updates = orthogonalized(gradients.lerp(torch.stack(momenta), MOMENTUM))
+        directions = gradients.lerp(torch.stack(momenta), MOMENTUM)
+        parts = torch.split(directions, list(rows) or [directions.size(1)], 1)
+        updates = torch.cat([orthogonalized(part) * RMS * math.sqrt(max(part.shape[1:])) for part in parts], 1)
         torch._foreach_mul_(matrices, 1 - lr * weight_decay)
-        torch._foreach_add_(matrices, updates.unbind(), alpha=-lr * RMS * math.sqrt(max(matrices[0].shape)))
+        torch._foreach_add_(matrices, updates.unbind(), alpha=-lr)
         for p in matrices:
             p.grad = None
 

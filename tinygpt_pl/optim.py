@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from tinygpt_pl.gpt import GPT
 from tinygpt_pl.muon import MuonAdamW
 
 Algorithm = Literal["adamw", "muon"]
@@ -100,23 +101,34 @@ def scheduled_lr(it: int, config: OptimConfig, max_steps: int) -> float:
     return warmup_cosine(it, *bounds)
 
 
-def decay_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def decay_groups(network: GPT, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters: two or more dimensions decay, biases and norms do not.
 
-    With Muon, the matrices of the blocks are a group of their own, which comes first; the embeddings are AdamW's.
+    With Muon, the matrices of the blocks are groups of their own, which come first: a group for all that are one
+    matrix, and one for each kind that is several in one. The embeddings are AdamW's.
     """
-    parameters = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    muon = [p for name, p in parameters if name.startswith("h.") and p.dim() == 2 and config.optimizer == "muon"]
-    decay = [p for _, p in parameters if p.dim() >= 2 and not any(p is matrix for matrix in muon)]
-    no_decay = [p for _, p in parameters if p.dim() < 2]
+    muon: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    for name, p in network.named_parameters():
+        if not p.requires_grad:
+            continue
+        if config.optimizer == "muon" and name.startswith("h.") and p.dim() == 2:
+            part = ".".join(name.split(".")[2:-1])
+            muon.setdefault(network.config.joined.get(part, ()), []).append(p)
+        else:
+            (decay if p.dim() >= 2 else no_decay).append(p)
     return [
-        *([{"name": "muon", "params": muon, "weight_decay": config.weight_decay, "muon": True}] if muon else []),
+        *(
+            {"name": "muon", "params": matrices, "weight_decay": config.weight_decay, "rows": rows}
+            for rows, matrices in sorted(muon.items())
+        ),
         {"name": "decay", "params": decay, "weight_decay": config.weight_decay},
         {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
     ]
 
 
-def configure_optimizer(network: nn.Module, config: OptimConfig, *, fused: bool) -> AdamW:
+def configure_optimizer(network: GPT, config: OptimConfig, *, fused: bool) -> AdamW:
     """AdamW, or with Muon beside it, over the decay groups, at a learning rate of 1 for a LambdaLR to multiply.
 
     Args:
