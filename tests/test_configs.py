@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tinygpt_pl.gpt import GPTConfig, parameter_count
+from tinygpt_pl.huggingface import architecture_of
 from tinygpt_pl.options import build_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -73,14 +75,30 @@ def test_fast_changes_how_and_not_what() -> None:
     assert (fast.compile, fast.data.eval_coverage, fast.trainer.precision) == ("auto", "full", "auto")
 
 
-def test_cpu_has_the_size_of_nanogpt_on_a_laptop() -> None:
-    config = parse("cpu.yaml")
-    assert vars(config.model.gpt) == {
-        "block_size": 64,
-        "n_layer": 4,
-        "n_head": 4,
-        "n_embd": 128,
-        "dropout": 0.0,
-        "activation": "gelu",
-    }
+def test_small_has_the_size_of_nanogpt_on_a_laptop() -> None:
+    config = parse("small.yaml")
+    gpt = config.model.gpt
+    sizes = (gpt.block_size, gpt.n_layer, gpt.n_head, gpt.n_embd, gpt.dropout)
+    assert sizes == (64, 4, 4, 128, 0.0)
     assert (config.data.batch_size, config.trainer.max_steps) == (12, 2000)
+    assert (config.model.optim.max_lr, config.model.optim.min_lr) == (4e-3, 4e-4)
+    recipe = parse()
+    for part in ("position", "norm", "qk_norm", "activation", "bias", "n_kv_head"):
+        assert gpt[part] == recipe.model.gpt[part]
+    for part in ("optimizer", "schedule", "weight_decay", "betas"):
+        assert config.model.optim[part] == recipe.model.optim[part]
+
+
+def test_modern_has_the_size_and_the_batch_of_the_recipe() -> None:
+    """And no more than a third of its steps."""
+    modern, base = parse("modern.yaml"), parse("base.yaml")
+    count = [parameter_count(GPTConfig(**vars(config.model.gpt))) for config in (modern, base)]
+    assert count[0] == pytest.approx(count[1], rel=0.02)
+    windows = [(c.data.batch_size, c.model.gpt.block_size, c.trainer.accumulate_grad_batches) for c in (modern, base)]
+    assert windows[0] == windows[1]
+    assert modern.trainer.max_steps <= base.trainer.max_steps / 3
+
+
+@pytest.mark.parametrize("name", ["cpu.yaml", "modern.yaml"])
+def test_a_network_of_the_best_configurations_can_be_exported(name: str) -> None:
+    assert architecture_of(GPTConfig(**vars(parse(name).model.gpt))).NAME == "Llama or Qwen3"
