@@ -22,7 +22,7 @@ RMS = 0.2  # Moonlight (arXiv 2502.16982), section 2.2: what a step of AdamW com
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Matrices (…, rows, columns) with their singular vectors kept and their singular values brought near 1.
+    """Matrices (number, rows, columns) with their singular vectors kept and their singular values brought near 1.
 
     Newton and Schulz's iteration, which takes products alone; the values end between 0.7 and 1.2.
     """
@@ -31,8 +31,9 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=LEAST_NORM)
     a, b, c = QUINTIC
     for _ in range(STEPS):
-        gram = x @ x.mT  # (…, smaller side, smaller side)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = x @ x.mT  # (number, smaller side, smaller side)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
     return x if wide else x.mT
 
 
