@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.runs import assert_same
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.muon import MOMENTUM, QUINTIC, RMS, STEPS, MuonAdamW, orthogonalized
+from tinygpt_pl.muon import QUINTIC, RMS, STEPS, MuonAdamW, orthogonalized
 from tinygpt_pl.optim import OptimConfig, configure_optimizer, decay_groups
 
-CONFIG = OptimConfig(optimizer="muon", weight_decay=0.1)
+CONFIG = OptimConfig(optimizer="muon", weight_decay=0.1, momentum=0.8)
 LR = 0.01
 
 
@@ -59,6 +59,7 @@ def test_steps_are_those_of_muon_written_out() -> None:
     gpt = network().double()
     optimizer, expected = muon(gpt), copy.deepcopy(gpt)
     momenta: dict[str, Tensor] = {}
+    m = CONFIG.momentum
     for step in range(3):
         backward(gpt, step)
         backward(expected, step)
@@ -67,8 +68,8 @@ def test_steps_are_those_of_muon_written_out() -> None:
             for name, p in expected.named_parameters():
                 if name.startswith("h.") and p.dim() == 2:
                     assert p.grad is not None
-                    momenta[name] = MOMENTUM * momenta.get(name, torch.zeros_like(p)) + (1 - MOMENTUM) * p.grad
-                    ahead = MOMENTUM * momenta[name] + (1 - MOMENTUM) * p.grad
+                    momenta[name] = m * momenta.get(name, torch.zeros_like(p)) + (1 - m) * p.grad
+                    ahead = m * momenta[name] + (1 - m) * p.grad
                     parts = torch.split(ahead, 24) if "c_attn" in name else [ahead]
                     scaled = [RMS * math.sqrt(max(part.shape)) * orthogonalized(part[None])[0] for part in parts]
                     p.copy_(p - LR * CONFIG.weight_decay * p - LR * torch.cat(scaled))
@@ -82,7 +83,9 @@ def test_torchs_muon_takes_the_same_steps_in_bfloat16() -> None:
     gpt = network()
     optimizer, expected = muon(gpt), copy.deepcopy(gpt)
     matrices = [p for name, p in expected.h.named_parameters() if p.dim() == 2 and "c_attn" not in name]
-    theirs = torch.optim.Muon(matrices, lr=LR, weight_decay=CONFIG.weight_decay, adjust_lr_fn="match_rms_adamw")
+    theirs = torch.optim.Muon(
+        matrices, lr=LR, weight_decay=CONFIG.weight_decay, momentum=0.8, adjust_lr_fn="match_rms_adamw"
+    )
     before = {name: p.detach().clone() for name, p in gpt.named_parameters()}
     for _ in range(2):
         for name, p in expected.named_parameters():

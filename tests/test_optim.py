@@ -120,6 +120,7 @@ def test_the_kernel_is_chosen_anew_when_a_state_is_loaded() -> None:
         {"weight_decay": -0.1},
         {"betas": (0.9, 1.0)},
         {"betas": (-0.1, 0.9)},
+        {"momentum": 1.0},
         {"optimizer": "sgd"},
         {"schedule": "step"},
         {"decay_share": 1.1},

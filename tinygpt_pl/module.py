@@ -166,6 +166,8 @@ class TinyGPT(pl.LightningModule):
         for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim), strict=True):
             group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
             group["lr"] = self.learning_rate(self.global_step)
+            if "momentum" in fresh:
+                group["momentum"] = fresh["momentum"]
 
     def configure_gradient_clipping(
         self,

@@ -6,16 +6,16 @@ the precision of the weights.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-MOMENTUM = 0.95  # K. Jordan et al., Muon (2024), kellerjordan.github.io/posts/muon
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of the same: a polynomial of degree five that brings singular values near 1 when it is applied STEPS times."""
+"""Of a polynomial of degree five that brings singular values near 1 when it is applied STEPS times; as STEPS and the
+settings' default of momentum from K. Jordan et al., Muon (2024), kellerjordan.github.io/posts/muon."""
 STEPS = 5
 LEAST_NORM = 1e-7  # torch.optim.Muon
 RMS = 0.2  # Moonlight (arXiv 2502.16982), section 2.2: what a step of AdamW comes to, so that one rate suits both
@@ -38,7 +38,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class MuonAdamW(AdamW):
-    """AdamW, but that parameter groups with `rows` take Muon's steps: matrices alone, of two dimensions.
+    """AdamW, but that parameter groups with `rows` and `momentum` take Muon's steps: matrices alone, of two dimensions.
 
     Those that are several in one, one below the other, are divided for it; `rows` has the rows of each, or nothing. A
     step of Muon has the root mean square of one of AdamW, so that one learning rate and one weight decay suit both.
@@ -54,11 +54,11 @@ class MuonAdamW(AdamW):
         for group in self.param_groups:
             if "rows" in group:
                 for matrices in _by_shape(p for p in group["params"] if p.grad is not None):
-                    self._orthogonal_step(matrices, group["rows"], group["lr"], group["weight_decay"])
+                    self._orthogonal_step(matrices, group)
         super().step()  # passes over parameters without a gradient
         return loss
 
-    def _orthogonal_step(self, matrices: list[Tensor], rows: tuple[int, ...], lr: float, weight_decay: float) -> None:
+    def _orthogonal_step(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
         """Step along the orthogonalised momentum, as Nesterov looks ahead with it; decay as AdamW does."""
         for p in matrices:
             if "momentum_buffer" not in self.state[p]:
@@ -67,12 +67,12 @@ class MuonAdamW(AdamW):
             self.state[p]["step"] += 1
         gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # (matrices, rows, columns)
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
-        torch._foreach_lerp_(momenta, gradients.unbind(), 1 - MOMENTUM)
-        directions = gradients.lerp(torch.stack(momenta), MOMENTUM)
-        parts = torch.split(directions, list(rows) or [directions.size(1)], 1)
+        torch._foreach_lerp_(momenta, gradients.unbind(), 1 - group["momentum"])
+        directions = gradients.lerp(torch.stack(momenta), group["momentum"])
+        parts = torch.split(directions, list(group["rows"]) or [directions.size(1)], 1)
         updates = torch.cat([orthogonalized(part) * RMS * math.sqrt(max(part.shape[1:])) for part in parts], 1)
-        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
-        torch._foreach_add_(matrices, updates.unbind(), alpha=-lr)
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"])
         for p in matrices:
             p.grad = None
 

@@ -49,6 +49,9 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of Adam's two running means; GPT-3 (arXiv 2005.14165, appendix B)."""
 
+    momentum: float = 0.95
+    """Decay rate of Muon's running mean (0.95 in its source, too); a run of some hundred steps wants less."""
+
     def __post_init__(self) -> None:
         for name, kind in (("optimizer", Algorithm), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
@@ -65,6 +68,8 @@ class OptimConfig:
             raise ValueError(f"max_iters has to be at least 1, got {self.max_iters}")
         if not (0.0 <= self.weight_decay < math.inf):
             raise ValueError(f"weight_decay has to be at least 0 and finite, got {self.weight_decay}")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum has to be in [0, 1), got {self.momentum}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas have to lie in [0, 1), got {self.betas}")
 
@@ -120,7 +125,10 @@ def decay_groups(network: GPT, config: OptimConfig) -> list[dict[str, Any]]:
             (decay if p.dim() >= 2 else no_decay).append(p)
     return [
         *(
-            {"name": "muon", "params": matrices, "weight_decay": config.weight_decay, "rows": rows}
+            {
+                **{"name": "muon", "params": matrices, "weight_decay": config.weight_decay},
+                **{"momentum": config.momentum, "rows": rows},
+            }
             for rows, matrices in sorted(muon.items())
         ),
         {"name": "decay", "params": decay, "weight_decay": config.weight_decay},
