@@ -15,7 +15,7 @@ VERBS = {
     "diagnose": "say what the curve of a run shows, from its event files",
     "generate": "write text with a checkpoint",
     "export": "turn a checkpoint into a folder that Hugging Face transformers opens",
-    "import": "turn a GPT-2 folder of Hugging Face transformers into a checkpoint",
+    "import": "turn such a folder, with a GPT-2, Llama or Qwen3 of this kind, into a checkpoint",
 }
 
 
