@@ -343,19 +343,24 @@ def signal_at(**where: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("where", "iteration"),
+    ("where", "iteration", "modern"),
     [
-        ({"step": 1, "micro_batch": 0}, 2),
-        ({"step": 5, "micro_batch": 1}, 6),
-        ({"step": 3, "micro_batch": 1}, 4),
-        ({"step": 0, "evaluation": True}, 0),
-        ({"step": 4, "evaluation": True}, 4),
-        ({"step": 9, "micro_batch": 1}, 10),
-        ({"step": 10, "evaluation": True}, 10),
+        ({"step": 1, "micro_batch": 0}, 2, {}),
+        ({"step": 5, "micro_batch": 1}, 6, {}),
+        ({"step": 3, "micro_batch": 1}, 4, {}),
+        ({"step": 0, "evaluation": True}, 0, {}),
+        ({"step": 4, "evaluation": True}, 4, {}),
+        ({"step": 9, "micro_batch": 1}, 10, {}),
+        ({"step": 10, "evaluation": True}, 10, {}),
+        ({"step": 5, "micro_batch": 0}, 6, MODERN),
+        ({"step": 4, "evaluation": True}, 4, MODERN),
+        ({"step": 10, "evaluation": True}, 10, MODERN),
     ],
-    ids=["mid-accumulation", "step", "boundary", "first evaluation", "evaluation", "last step", "last evaluation"],
+    ids=[
+        *("mid-accumulation", "step", "boundary", "first evaluation", "evaluation", "last step", "last evaluation"),
+        *("modern", "modern, evaluation", "modern, last evaluation"),
+    ],
 )
-@pytest.mark.parametrize("modern", [{}, MODERN], ids=["recipe", "modern"])
 def test_fault_08_and_10_stopped_anywhere_and_resumed(
     cli: Run, text_file: Path, where: dict[str, Any], iteration: int, modern: dict[str, Any]
 ) -> None:
