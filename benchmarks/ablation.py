@@ -7,7 +7,8 @@
 
 A run's score is the loss over the whole validation split after its last step. Nothing may be chosen by it: with
 --tuning the last tenth of the training part stands in for that split, and what comes after it is not touched. Runs that
-are done are kept in a file, so that the command can be stopped and given again.
+are done are kept in a file by their options, so that the command can be stopped and given again; delete it after a
+change of a configuration. A configuration of --together keeps its own number of steps.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "text.txt"
         corpus.write_text(text[: int(0.9 * len(text))] if args.tuning else text, encoding="utf-8")
-        common = ["--config", args.base, *args.options, f"--data.corpus={corpus}"]
-        steps = equal_time(parts, common, args.seconds) if args.seconds else {}
+        common = [*args.options, f"--data.corpus={corpus}"]
+        steps = equal_time(parts, ["--config", args.base], common, args.seconds) if args.seconds else {}
         runs = [(name, seed) for seed in range(1, args.seeds + 1) for name in parts]
         with ThreadPoolExecutor(args.jobs) as pool:
             losses = list(pool.map(lambda run: score(run, parts[run[0]], common, steps.get(run[0]), args), runs))
@@ -105,16 +106,16 @@ def score(
 ) -> float:
     """The loss of a run over the validation split, in nats per token; from the file, if it is there."""
     name, seed = run
-    words = [*part, f"--seed_everything={seed}", "--eval_interval=1000000"]
+    words = [f"--seed_everything={seed}", "--eval_interval=1000000"]
     words += [f"--trainer.max_steps={steps}"] if steps else []
-    key = json.dumps([args.tuning, [word for word in common if "corpus" not in word], words])
+    key = json.dumps([args.tuning, args.base, part, [word for word in common if "corpus" not in word], words])
     kept = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     for row in kept:
         if row["key"] == key:
             return float(row["loss"])
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        fit([*common, *words], Path(folder) / "run", 1 if args.jobs > 1 else None)
+        fit(["--config", args.base, *part, *common, *words], Path(folder) / "run", 1 if args.jobs > 1 else None)
         checkpoint = read_checkpoint(Path(folder) / "run" / "checkpoints" / "last.ckpt")
     loss = float(checkpoint["val_loss"])
     with args.results.open("a") as file:
@@ -123,14 +124,16 @@ def score(
     return loss
 
 
-def equal_time(parts: dict[str, list[str]], common: list[str], seconds: float, rounds: int = 3) -> dict[str, int]:
+def equal_time(
+    parts: dict[str, list[str]], base: list[str], common: list[str], seconds: float, rounds: int = 3
+) -> dict[str, int]:
     """Steps of each part that take as long, by the median of short runs that take turns."""
     speeds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
         for name, part in parts.items():
             with tempfile.TemporaryDirectory() as folder:
                 words = ["--trainer.max_steps=60", "--eval_interval=1000000", "--trainer.log_every_n_steps=50"]
-                fit([*common, *part, *words], Path(folder) / "run", None)
+                fit([*base, *part, *common, *words], Path(folder) / "run", None)
                 speeds[name].append(step_time(Path(folder) / "run"))
             print(f"{name}: {1e3 * speeds[name][-1]:.1f} ms a step", file=sys.stderr, flush=True)
     return {name: int(seconds / statistics.median(times)) for name, times in speeds.items()}

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tests.runs import Run, load, scalars, small, table
+from tests.runs import Run, assert_same, load, scalars, small, table
 from tinygpt_pl.averaging import Averaging
 from tinygpt_pl.data import TextDataModule
 
@@ -33,6 +33,16 @@ class KeepWeights(Callback):
     ) -> None:
         self.kept.append({name: p.detach().clone() for name, p in pl_module.state_dict().items()})
         torch.save(self.kept, "kept")
+
+
+class SaveInside(Callback):
+    """Saves in the middle of each evaluation."""
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if (dataloader_idx, batch_idx) == (1, 1):
+            trainer.save_checkpoint("inside.ckpt")
 
 
 def test_the_average_is_that_of_all_steps(cli: Run, text_file: Path) -> None:
@@ -83,6 +93,25 @@ def test_a_decay_out_of_range_is_refused_by_name(decay: float) -> None:
         Averaging(decay, TextDataModule())
 
 
+def test_weights_of_half_precision_have_no_average(cli: Run, text_file: Path) -> None:
+    """A thousandth of the way is less than half of their last digit."""
+    code, _, err = cli("fit", *small(text_file, **AVERAGED, trainer__precision="bf16-true"))
+    assert code == 2
+    assert "ema_decay needs weights of more digits than bf16-true" in err
+
+
+def test_a_save_in_the_middle_of_an_evaluation_changes_nothing(cli: Run, text_file: Path) -> None:
+    save = "--trainer.callbacks=tests.test_averaging.SaveInside"
+    assert cli("fit", *small(text_file, **AVERAGED), "--run_dir=alone")[0] == 0
+    assert cli("fit", *small(text_file, **AVERAGED), "--run_dir=run", save)[0] == 0
+    a, b = scalars(Path("alone")), scalars(Path("run"))
+    for tag in ("train/loss", "eval/val_loss", "eval/raw_val_loss"):
+        assert a[tag] == b[tag]
+    inside = load(Path("inside.ckpt"))
+    for key in ("state_dict", "current_model_state"):
+        assert_same(dict(inside[key]), dict(load(LAST)[key]))
+
+
 def test_a_run_keeps_its_average_to_the_end(cli: Run, text_file: Path) -> None:
     """Without it, the optimizer's state would go on with weights that it does not belong to."""
     cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
@@ -98,11 +127,15 @@ def test_another_run_may_start_from_the_average(cli: Run, text_file: Path) -> No
     assert scalars(Path("next"))["eval/val_loss"][0][1] == pytest.approx(scalars(Path("run"))["eval/val_loss"][-1][1])
 
 
-@pytest.mark.parametrize("lost", ["current_model_state", "averaging_state"])
+@pytest.mark.parametrize("lost", ["current_model_state", "averaging_state", "averaging_state/n_averaged"])
 def test_a_checkpoint_that_has_lost_one_of_the_two_is_damaged(cli: Run, text_file: Path, lost: str) -> None:
     cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
     checkpoint = load(LAST)
-    del checkpoint[lost]
+    where, _, entry = lost.partition("/")
+    if entry:
+        checkpoint[where][entry] = torch.zeros(3)
+    else:
+        del checkpoint[where]
     torch.save(checkpoint, "spoilt.ckpt")
     code, _, err = cli("fit", "--ckpt_path=spoilt.ckpt", "--trainer.max_steps=12")
     assert code == 2

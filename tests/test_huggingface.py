@@ -174,6 +174,27 @@ def rename_layer(weights: dict[str, Any]) -> None:
         (lambda: spoil_json("config.json", head_dim=5), "head_dim has to be 8, got 5"),
         (lambda: spoil_json("config.json", rope_parameters={"rope_theta": 5.0}), "rope_parameters has to be"),
         (lambda: spoil_json("config.json", hidden_size="wide"), "hidden_size has to be a whole number, got 'wide'"),
+        (lambda: spoil_json("config.json", hidden_size=3 * 10**400), "has to be 10"),
+        (lambda: spoil_json("config.json", attention_dropout=10**400), "too large"),
+        (lambda: spoil_json("config.json", rope_scaling={"rope_type": "linear", "factor": 4}), "rope_scaling"),
+        (lambda: spoil_json("config.json", use_sliding_window=True), "use_sliding_window have to be left out"),
+        (lambda: spoil_json("config.json", layer_types=["sliding_attention"] * 2), "layer_types have to be full"),
+        (
+            lambda: (
+                lambda folder: spoil_weights(
+                    folder, lambda w: w.update({"model.layers.0.self_attn.k_proj.weight": torch.zeros(25, 24)})
+                )
+            ),
+            "k_proj.weight has shape [25, 24], which does not fit",
+        ),
+        (
+            lambda: (
+                lambda folder: spoil_weights(
+                    folder, lambda w: w.update({"h.0.attn.c_attn.weight": torch.zeros(72, 24)})
+                )
+            ),
+            "h.0.attn.c_attn.weight is there by two names",
+        ),
         (lambda: spoil_json("config.json", num_hidden_layers=10**9), "a network like it has 7,"),
         (lambda: lambda folder: spoil_weights(folder, rename_layer), "h.1.mlp.c_proj.weight has shape None in it"),
         (

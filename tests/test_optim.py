@@ -124,6 +124,7 @@ def test_the_kernel_is_chosen_anew_when_a_state_is_loaded() -> None:
         {"optimizer": "sgd"},
         {"schedule": "step"},
         {"decay_share": 1.1},
+        {"decay_share": 0.0},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, Any]) -> None:

@@ -42,6 +42,11 @@ class Averaging(WeightAveraging):
         self.data, self.swapped = data, False
         self.raw_val_loss = torch.zeros(())
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make room for the average where the weights are going to be; at this time they are not there yet."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the weights themselves, and put the average in their place."""
         assert isinstance(pl_module, TinyGPT)
@@ -65,10 +70,14 @@ class Averaging(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the average; a run that is stopped in the middle of an evaluation has them in each other's place."""
-        if self.swapped:
-            self._swap(pl_module)
+        """Add the average; in the middle of an evaluation the two are in each other's place."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self.swapped:
+            average, weights = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint |= {"state_dict": average, "current_model_state": weights}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the weights in their place, where Lightning would put the average: a callback may yet save."""
 
     def _swap(self, pl_module: pl.LightningModule) -> None:
         self._swap_models(pl_module)

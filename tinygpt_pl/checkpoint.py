@@ -195,7 +195,7 @@ def check_same_network(checkpoint: Mapping[str, Any], gpt: GPTConfig) -> None:
     differences = [
         f"{name} is {stored[name]} in the checkpoint and {value} here"
         for name, value in asdict(gpt).items()
-        if name != "dropout" and stored[name] != value
+        if name not in ("dropout", "attn_dropout") and stored[name] != value
     ]
     if differences:
         raise ValueError("the checkpoint does not fit: " + "; ".join(differences))
@@ -225,7 +225,8 @@ def check_average(checkpoint: Mapping[str, Any], fresh: Mapping[str, Tensor]) ->
         DamagedCheckpoint: if it has not.
     """
     weights, state = checkpoint.get("current_model_state"), checkpoint.get("averaging_state")
-    counted = isinstance(state, dict) and isinstance(state.get("n_averaged"), Tensor)
+    count = state.get("n_averaged") if isinstance(state, dict) and len(state) == 1 else None
+    counted = isinstance(count, Tensor) and not count.shape and count.dtype is torch.int64 and count.item() >= 0
     if not counted or not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise DamagedCheckpoint("the checkpoint is damaged: it lacks the weights beside their average")
     check_weights(weights, fresh)

@@ -33,8 +33,8 @@ class GPTConfig:
     """The shape of the network; the defaults are the base size.
 
     Raises:
-        ValueError: for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), or an activation
-            of another name.
+        ValueError: for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), a part of
+            another name, or rotary positions with an odd number of channels in a head.
     """
 
     vocab_size: int = 65
@@ -98,7 +98,7 @@ class GPTConfig:
     @property
     def mlp_size(self) -> int:
         """Channels inside an MLP, M: four times C, or two thirds of that for SwiGLU, which has three matrices."""
-        return 4 * self.n_embd if self.activation != "swiglu" else math.ceil(8 * self.n_embd / 3 / 8) * 8
+        return 4 * self.n_embd if self.activation != "swiglu" else 8 * -(-self.n_embd // 3)
 
     @property
     def joined(self) -> dict[str, tuple[int, ...]]:

@@ -97,7 +97,7 @@ def exported(weights: Mapping[str, Tensor], gpt: GPTConfig) -> dict[str, Tensor]
     return {f"transformer.{name}": _transposed(name, tensor) for name, tensor in {**zeros, **weights}.items()}
 
 
-def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def imported(weights: Mapping[str, Tensor], gpt: GPTConfig) -> dict[str, Tensor]:
     """Our parameters out of its.
 
     Raises:

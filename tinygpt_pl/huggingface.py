@@ -178,11 +178,11 @@ def _read_network(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise ValueError(f"{path}: model_type has to be one of {known}, got {found}")
     try:
         gpt = architecture.settings_of(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     stored = _read_weights(folder)
     try:
-        weights = architecture.imported(stored)
+        weights = architecture.imported(stored, gpt)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     for name, tensor in weights.items():

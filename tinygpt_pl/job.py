@@ -115,6 +115,10 @@ class Job:
             trainer.precision = "bf16-mixed" if multiplies_bf16(device) else "32-true"
             if trainer.precision == "32-true":
                 notes.append(f"NOTE: float32, since this {device} has no instructions for bfloat16")
+        if self.config.ema_decay is not None and trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"ema_decay needs weights of more digits than {trainer.precision}: an average would stand still"
+            )
         if self.config.compile == "auto":
             self.config.compile = device == "cuda"
             if not self.config.compile:

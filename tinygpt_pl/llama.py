@@ -5,7 +5,7 @@ values, and for each of SwiGLU's two maps.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,12 @@ def settings_of(config: Mapping[str, Any]) -> GPTConfig:
     Raises:
         ValueError: if gpt.py has none like it.
     """
+    if config.get("rope_scaling") or config.get("use_sliding_window"):
+        raise ValueError("rope_scaling and use_sliding_window have to be left out: no network here has either")
+    if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+        raise ValueError("layer_types have to be full_attention, all of them")
+    if "rope_parameters" not in config:  # as transformers before 5 writes it
+        config = {**config, "rope_parameters": {"rope_type": "default", "rope_theta": config.get("rope_theta")}}
     sizes = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
     for ours, size in sizes.items():
         if type(size) is not int:
@@ -117,11 +123,11 @@ def exported(weights: Mapping[str, Tensor], gpt: GPTConfig) -> dict[str, Tensor]
     return found
 
 
-def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def imported(weights: Mapping[str, Tensor], gpt: GPTConfig) -> dict[str, Tensor]:
     """Our parameters out of theirs; what has no name here keeps its own.
 
     Raises:
-        ValueError: if their head is not tied.
+        ValueError: if their head is not tied, a parameter is there twice, or has not the shape of its part.
     """
     left = dict(weights)
     head = left.pop("lm_head.weight", None)
@@ -134,8 +140,21 @@ def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for kind in ("weight", "bias"):
                 names = [f"model.layers.{layer}.{part}.{kind}" for part in theirs]
                 if all(name in left for name in names):
-                    found[f"h.{layer}.{ours}.{kind}"] = torch.cat([left.pop(name) for name in names])
+                    pieces = [left.pop(name) for name in names]
+                    _check_pieces(names, pieces, gpt.joined.get(ours))
+                    found[f"h.{layer}.{ours}.{kind}"] = torch.cat(pieces)
     for ours, name in OUTER.items():
         if name in left:
             found[ours] = left.pop(name)
+    twice = found.keys() & left.keys()
+    if twice:
+        raise ValueError(f"{min(twice)} is there by two names")
     return found | left
+
+
+def _check_pieces(names: Sequence[str], pieces: Sequence[Tensor], rows: Sequence[int] | None) -> None:
+    """See that tensors can be put one below the other, and are as many rows as they should be."""
+    for name, piece, count in zip(names, pieces, rows or [-1] * len(names), strict=True):
+        alike = piece.dim() > 0 and piece.shape[1:] == pieces[0].shape[1:] and piece.dtype == pieces[0].dtype
+        if not alike or count not in (-1, len(piece)):
+            raise ValueError(f"{name} has shape {list(piece.shape)}, which does not fit the settings")

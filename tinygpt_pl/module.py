@@ -181,8 +181,8 @@ class TinyGPT(pl.LightningModule):
 
         Raises:
             ValueError: for clipping by value.
-            Diverged: if the loss or the norm is not finite. Such a step is not taken; on a patient device no later one
-                is either, and `check_steps` raises.
+            Diverged: if the loss or the norm is not finite. Such a step is not taken; on a patient device AdamW takes
+                no later one either, and `check_steps` raises before anything is saved.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")

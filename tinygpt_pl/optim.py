@@ -43,7 +43,8 @@ class OptimConfig:
     max_iters: int | None = None
     """Optimizer step at which the schedule reaches min_lr; trainer.max_steps if left out."""
     decay_share: float = 0.2
-    """Share of max_iters in which the rate of wsd falls, in a straight line."""
+    """Share of max_iters in which the rate of wsd falls, in a straight line; one that begins before the warm-up ends is
+    joined where it is by then."""
     weight_decay: float = 0.1
     """Decay of every parameter with two or more dimensions; the others have none."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -56,8 +57,8 @@ class OptimConfig:
         for name, kind in (("optimizer", Algorithm), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        if not (0.0 <= self.decay_share <= 1.0):
-            raise ValueError(f"decay_share has to lie between 0 and 1, got {self.decay_share}")
+        if not (0.0 < self.decay_share <= 1.0):
+            raise ValueError(f"decay_share has to be above 0 and at most 1, got {self.decay_share}")
         if not (0.0 < self.max_lr < math.inf):
             raise ValueError(f"max_lr has to be positive and finite, got {self.max_lr}")
         if not (0.0 <= self.min_lr <= self.max_lr):
