@@ -37,7 +37,7 @@ def main() -> None:
     print("| size | torch.optim.Muon | ours | ratio |\n|---|---|---|---|")
     for name, (n_layer, n_head, n_embd) in SIZES.items():
         parts = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "bias": False}
-        ours = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, **parts))  # type: ignore[arg-type]
+        ours = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, **parts))  # type: ignore[arg-type]  # of several types
         theirs = copy.deepcopy(ours)
         matrices = [p for p in theirs.h.parameters() if p.dim() == 2]
         steps = (

@@ -65,7 +65,7 @@ class MuonAdamW(AdamW):
                 # Adam's own code wants a count of steps beside any state.
                 self.state[p].update(step=torch.tensor(0.0), momentum_buffer=torch.zeros_like(p))
             self.state[p]["step"] += 1
-        gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # (matrices, rows, columns)
+        gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # none is None; (n, rows, columns)
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
         torch._foreach_lerp_(momenta, gradients.unbind(), 1 - group["momentum"])
         directions = gradients.lerp(torch.stack(momenta), group["momentum"])
