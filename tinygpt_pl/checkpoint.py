@@ -59,8 +59,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     with replacing(path) as file:
         try:
             torch.save(dict(checkpoint), file)
-        except RuntimeError as error:  # torch's way to say that a write failed
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        except RuntimeError as error:  # torch's own complaint that something stopped a write: a full disk, a signal
+            raise error.__context__ or error from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
