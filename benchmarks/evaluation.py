@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.checkpoint import read_checkpoint
-from tinygpt_pl.data import TextDataModule, gather
+from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT
 from tinygpt_pl.machine import keep_freed_memory
+from tinygpt_pl.windows import Ids, gather
 
 
 @torch.inference_mode()
-def window_losses(network: GPT, ids: Tensor, starts: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float64]:
+def window_losses(network: GPT, ids: Ids, starts: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float64]:
     """The mean loss of each window, in nats per token."""
     losses = []
     for i in range(0, len(starts), batch_size):

@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
-from tinygpt_pl.data import gather
 from tinygpt_pl.gpt import GPT, Dropout, GPTConfig
 from tinygpt_pl.job import Unprofiled
 from tinygpt_pl.machine import keep_freed_memory
 from tinygpt_pl.optim import OptimConfig, configure_optimizer
+from tinygpt_pl.windows import gather
 
 Work = Callable[[], object]
 
@@ -71,7 +71,7 @@ def parts() -> Iterator[tuple[str, Work, Work, int]]:
     yield "dropout of a layer's attention", lambda: nn.Dropout(0.2)(scores), lambda: Dropout(0.2)(scores), 9
     yield "AdamW in one kernel", adamw_step(fused=False), adamw_step(fused=True), 21
     ids, starts = torch.randint(65, (1_000_000,)), np.random.default_rng(0).integers(999_000, size=64)
-    slices, bytes_ = starts.tolist(), ids.to(torch.uint8)
+    slices, bytes_ = starts.tolist(), ids.to(torch.uint8).numpy()
     yield "windows in one operation", lambda: stacked(ids, slices, 256), lambda: gather(bytes_, starts, 256), 201
     seeds = iter(range(10**9))
     generator = torch.default_generator

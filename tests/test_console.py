@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import Run, small, table
 from tinygpt_pl.console import LongRunNotice, StepProgressBar
-from tinygpt_pl.data import Batch
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.windows import Batch
 
 
 class Slow(TinyGPT):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tinygpt_pl.corpus import default_cache_dir, download, load_corpus
+from tinygpt_pl.tokens import prepare
 
 BODY = b"to be or not to be\n" * 50
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -134,14 +135,17 @@ def test_fault_20_and_22_an_unfit_file(tmp_path: Path, content: bytes, message: 
     path = tmp_path / "text"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_corpus(str(path), tmp_path)
+        prepare(load_corpus(str(path), tmp_path), tmp_path, 0.1, "char", 0)
+    assert not list(tmp_path.glob("tokens/*"))
 
 
 def test_fault_20_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a file nor one of tinyshakespeare, pydoc"):
+    with pytest.raises(ValueError, match="neither a file, a folder nor one of tinyshakespeare, pydoc"):
         load_corpus("tinyshakespear", tmp_path)
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match="there is no file in it"):
         load_corpus(str(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match="there is no file in it"):
+        load_corpus(str(tmp_path / "*.txt"), tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -10,9 +10,9 @@ from torch import Tensor
 from tests.reference import CLIP, GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import scalars
 from tinygpt_pl.curve import Curve, EventLogger
-from tinygpt_pl.data import Batch
 from tinygpt_pl.machine import matmul_flops
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.windows import Batch
 
 
 def test_a_row_speaks_of_all_micro_batches_of_its_step(text_file: Path, tmp_path: Path) -> None:

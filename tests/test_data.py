@@ -2,22 +2,15 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
-from tinygpt_pl.data import (
-    STREAMS,
-    FixedWindows,
-    TextDataModule,
-    TrainingWindows,
-    even_pass,
-    full_pass,
-    gather,
-    window_starts,
-)
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.windows import STREAMS, FixedWindows, TrainingWindows, even_pass, full_pass, gather, window_starts
 
 
 def test_starts_are_pinned() -> None:
@@ -42,9 +35,9 @@ def test_every_start_is_as_likely_as_any_other() -> None:
     assert np.all(np.abs(counts - 10_000) < 475)
 
 
-def micro_batches(steps: int, **division: int) -> list[torch.Tensor]:
+def micro_batches(steps: int, **division: Any) -> list[torch.Tensor]:
     """The inputs that one device sees in the first steps."""
-    windows = TrainingWindows(torch.arange(5000), block_size=8, seed=1, **division)
+    windows = TrainingWindows(np.arange(5000), block_size=8, seed=1, **division)
     return [x for x, _ in itertools.islice(windows, steps * division.get("accumulate", 1))]
 
 
@@ -76,8 +69,8 @@ def test_accumulation_changes_no_evaluation_window(text_file: Path) -> None:
 
 
 def test_a_later_start_continues_the_same_sequence() -> None:
-    windows = TrainingWindows(torch.arange(5000), block_size=8, batch_size=4, seed=1, accumulate=2)
-    later = TrainingWindows(torch.arange(5000), block_size=8, batch_size=4, seed=1, accumulate=2, first_step=3)
+    windows = TrainingWindows(np.arange(5000), block_size=8, batch_size=4, seed=1, accumulate=2)
+    later = TrainingWindows(np.arange(5000), block_size=8, batch_size=4, seed=1, accumulate=2, first_step=3)
     expected = list(itertools.islice(windows, 6, 10))
     for (x, y), (x2, y2) in zip(expected, later, strict=False):
         assert torch.equal(x, x2)
@@ -86,7 +79,7 @@ def test_a_later_start_continues_the_same_sequence() -> None:
 
 
 def test_targets_are_the_inputs_shifted_by_one() -> None:
-    x, y = gather(torch.arange(100), np.array([0, 50, 91]), 8)
+    x, y = gather(np.arange(100), np.array([0, 50, 91]), 8)
     assert x.tolist() == [list(range(i, i + 8)) for i in (0, 50, 91)]
     assert torch.equal(y, x + 1)
     assert x.dtype is y.dtype is torch.int64
@@ -110,7 +103,7 @@ def test_fault_21_windows_reach_both_ends_of_a_split_and_no_further(tmp_path: Pa
 
 def test_start_range_is_complete() -> None:
     """With i < len - T, the last window ends on the last token, and it is drawn."""
-    windows = TrainingWindows(torch.arange(20), block_size=8, batch_size=500, seed=1)
+    windows = TrainingWindows(np.arange(20), block_size=8, batch_size=500, seed=1)
     x, y = next(iter(windows))
     assert set(x[:, 0].tolist()) == set(range(12))
     assert y.max().item() == 19
@@ -118,19 +111,19 @@ def test_start_range_is_complete() -> None:
 
 @pytest.mark.parametrize("tokens", [9, 10, 16, 17, 18, 100, 129])
 def test_full_pass_has_every_token_but_the_first_as_a_target_once(tokens: int) -> None:
-    windows = FixedWindows(torch.arange(tokens), full_pass(tokens, block_size=8, batch_size=3))
+    windows = FixedWindows(np.arange(tokens), full_pass(tokens, block_size=8, batch_size=3))
     batches = list(windows)
     assert len(windows) == len(batches)
     assert torch.cat([y.flatten() for _, y in batches]).tolist() == list(range(1, tokens))
     assert all(torch.equal(y, x + 1) for x, y in batches)
     ranks = [full_pass(tokens, block_size=8, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
-    divided = [y.flatten() for part in ranks for _, y in FixedWindows(torch.arange(tokens), part)]
+    divided = [y.flatten() for part in ranks for _, y in FixedWindows(np.arange(tokens), part)]
     assert sorted(torch.cat(divided).tolist()) == list(range(1, tokens))
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(1000, 7), (1000, 124), (57, 7), (9, 1), (20, 50)])
 def test_an_even_pass_is_spread_over_the_whole_split_without_an_overlap(tokens: int, count: int) -> None:
-    batches = list(FixedWindows(torch.arange(tokens), even_pass(tokens, count, block_size=8, batch_size=3)))
+    batches = list(FixedWindows(np.arange(tokens), even_pass(tokens, count, block_size=8, batch_size=3)))
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert len(x) == min(count, (tokens - 1) // 8)
     assert torch.equal(y, x + 1)
@@ -138,7 +131,7 @@ def test_an_even_pass_is_spread_over_the_whole_split_without_an_overlap(tokens: 
     gaps = x[:, 0].diff(append=torch.tensor([tokens - 1]))
     assert gaps.max() - gaps.min() <= 1
     ranks = [even_pass(tokens, count, block_size=8, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
-    divided = [x[:, 0] for part in ranks for x, _ in FixedWindows(torch.arange(tokens), part)]
+    divided = [x[:, 0] for part in ranks for x, _ in FixedWindows(np.arange(tokens), part)]
     assert sorted(torch.cat(divided).tolist()) == x[:, 0].tolist()
 
 
@@ -150,7 +143,7 @@ def test_full_coverage_has_every_token_of_the_validation_split(text_file: Path, 
     )
     data.setup()
     val, train = ([y for _, y in windows] for windows in data.val_dataloader())
-    assert torch.equal(torch.cat([y.flatten() for y in val]), data.splits["val"][1:].long())
+    assert torch.equal(torch.cat([y.flatten() for y in val]), torch.from_numpy(data.splits["val"][1:].astype(np.int64)))
     assert 0 <= sum(y.numel() for y in train) - sum(y.numel() for y in val) < 8
 
 
@@ -160,7 +153,7 @@ def test_splits_of_tiny_shakespeare(shakespeare_cache: Path) -> None:
     assert {name: len(ids) for name, ids in data.splits.items()} == {"train": 1_003_854, "val": 111_540}
     assert data.tokenizer.vocab_size == 65
     assert data.tokenizer.decode(data.splits["train"][:14]) == "First Citizen:"
-    whole = torch.cat([data.splits["train"], data.splits["val"]])
+    whole = np.concatenate([data.splits["train"], data.splits["val"]])
     assert data.tokenizer.decode(whole).endswith("Whiles thou art waking.\n")
 
 

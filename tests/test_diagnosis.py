@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from benchmarks.diagnosis import blamed, measure, named
 from tests.zoo import BUGS, HEALTHY, Case, run
 from tinygpt_pl import warmup_cosine
-from tinygpt_pl.data import table_losses
 from tinygpt_pl.diagnosis import EXPLAINS, SYMPTOMS, diagnose
-from tinygpt_pl.evidence import batch_noise
+from tinygpt_pl.evidence import batch_noise, table_losses
 from tinygpt_pl.history import History, Setup, read_history
 from tinygpt_pl.tokenizer import CharTokenizer
 

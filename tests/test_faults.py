@@ -28,10 +28,10 @@ from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tests.runs import FORKS, MODERN, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
 from tinygpt_pl import TinyGPT, job, module
 from tinygpt_pl.checkpoint import FORMAT, read_checkpoint, write_checkpoint
-from tinygpt_pl.data import Batch
 from tinygpt_pl.files import PARTIAL, sweep
 from tinygpt_pl.guards import Diverged
 from tinygpt_pl.parser import VERBS
+from tinygpt_pl.windows import Batch
 
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests.runs import Run, load, scalars, shell, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, job, warmup_cosine
-from tinygpt_pl.data import Batch
+from tinygpt_pl.windows import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +66,8 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     assert "399 tokens" in out
     assert len(out.splitlines()) == 2, "the bar belongs on the error stream"
     assert (
-        f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per character | perplexity {math.exp(nats):.4f} "
-        f"| average probability {math.exp(-nats):.4f}"
+        f"{nats:.4f} nats and {(bits := nats / math.log(2)):.4f} bits per character | perplexity {math.exp(nats):.4f} "
+        f"| average probability {math.exp(-nats):.4f} | bits: {bits:.4f} per byte"
     ) in out
 
 
@@ -91,7 +91,11 @@ def test_the_curve_is_written_at_the_true_step(cli: Run, text_file: Path) -> Non
     steps = {tag: [step for step, _ in rows] for tag, rows in curve.items()}
     assert steps == {
         **dict.fromkeys(
-            ("eval/train_loss", "eval/val_loss", "eval/gap", "eval/val_perplexity", "eval/val_bits_per_char"), evaluated
+            (
+                *("eval/train_loss", "eval/val_loss", "eval/gap", "eval/val_perplexity"),
+                *("eval/val_bits_per_char", "eval/val_bits_per_byte"),
+            ),
+            evaluated,
         ),
         **dict.fromkeys(
             ("train/loss", "optim/lr", "optim/grad_norm", "optim/clipped_share", "perf/tokens_per_second", "perf/mfu"),
@@ -210,8 +214,8 @@ def test_a_run_does_not_go_on_as_another(cli: Run, text_file: Path, options: lis
 
 
 def contents() -> list[tuple[Path, int]]:
-    """Every file below this folder but the locks, with the time of its last change."""
-    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*") if p.name != ".lock")
+    """Every file below this folder but the locks and the cache, with the time of its last change."""
+    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*") if p.name != ".lock" and p.parts[0] != "data")
 
 
 def assert_equal_states(a: object, b: object) -> None:
@@ -404,7 +408,7 @@ def test_a_checkpoint_of_another_network_or_text_is_refused(cli: Run, text_file:
     other.write_text("ABCDEFGHIJKLMNOPQRSTUVWXYZ " * 50)
     code, _, err = cli("validate", f"--data.corpus={other}")
     assert code == 2
-    assert f"corpus '{other}': character 'A' at position 0 is not among the 27 known ones" in err
+    assert f"corpus '{other}' has 26 characters that are not among the 27 known ones: 'A', 'B'" in err
 
 
 def test_a_plain_run_is_quiet_and_shows_its_progress(text_file: Path, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
-    {"optim", "decoding", "corpus", "checkpoint", "runs", "gpt2", "llama"},
-    {"evidence", "sampling", "huggingface", "data"},
-    {"generation", "exchange", "module", "symptoms", "generalization", "panels"},
-    {"diagnosis", "options", "resume"},
+    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing", "windows"},
+    {"optim", "decoding", "texts", "checkpoint", "runs", "gpt2", "llama"},
+    {"evidence", "sampling", "huggingface", "corpus"},
+    {"generation", "exchange", "tokens", "symptoms", "generalization", "panels"},
+    {"diagnosis", "data"},
+    {"module", "options", "resume"},
     {"console", "report"},
     {"curve", "saving", "averaging", "review"},
     {"callbacks"},
@@ -24,7 +25,7 @@ FLOORS = [
 ]
 WITHOUT_LIGHTNING = [
     *("gpt", "muon", "optim", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"),
-    *("decoding", "corpus", "checkpoint", "runs", "sampling", "generation", "cli"),
+    *("decoding", "windows", "texts", "corpus", "tokens", "checkpoint", "runs", "sampling", "generation", "cli"),
     *("gpt2", "llama", "huggingface", "exchange"),
     *("evidence", "symptoms", "generalization", "diagnosis", "panels", "report", "review"),
 ]

@@ -24,9 +24,9 @@ from tests.reference import (
     plain_loop,
     with_dropout,
 )
-from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.windows import Batch
 
 
 def fresh(kind: type[TinyGPT] = TinyGPT, gpt: GPTConfig = GPT_CONFIG) -> TinyGPT:

@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -23,10 +24,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tests.reference import english
 from tests.runs import MODERN
 from tinygpt_pl import job
-from tinygpt_pl.data import Batch, FixedWindows, TextDataModule
+from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import configure_optimizer
+from tinygpt_pl.windows import Batch, FixedWindows
 
 SMALL: Mapping[str, Any] = {
     "data.corpus": "pydoc",
@@ -146,7 +148,7 @@ class NoSplit(TextDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        self.splits = {name: torch.cat(list(self.splits.values())) for name in self.splits}
+        self.splits = {name: np.concatenate(list(self.splits.values())) for name in self.splits}
 
 
 class OneLoader(TextDataModule):

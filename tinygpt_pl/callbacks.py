@@ -18,8 +18,9 @@ from lightning.pytorch.callbacks import Callback
 from tinygpt_pl.checkpoint import FORMAT
 from tinygpt_pl.console import say
 from tinygpt_pl.curve import CHARTS, RESULTS, EventLogger
-from tinygpt_pl.data import Batch, TextDataModule, table_losses
+from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.diagnosis import diagnose
+from tinygpt_pl.evidence import table_losses
 from tinygpt_pl.files import replacing
 from tinygpt_pl.gpt import INIT_STD
 from tinygpt_pl.guards import Unhealthy, check_evaluation, check_start
@@ -28,6 +29,7 @@ from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs import event_sizes
 from tinygpt_pl.sampling import generate
 from tinygpt_pl.tokenizer import Tokenizer
+from tinygpt_pl.windows import Batch
 
 
 class Evaluation(Callback):
@@ -169,10 +171,22 @@ class Watch(Callback):
         say(trainer, *(finding.line for finding in new))
         if new:
             self._log(trainer, "findings", "\n".join(f"- {finding.line}" for finding in new))
+        if trainer.global_step == trainer.max_steps:  # before the last save, after which the run counts as finished
+            self._sum_up(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the summary with the curve."""
+        """Sum a run up that a callback has ended early."""
+        if trainer.global_step < trainer.max_steps:
+            self._sum_up(trainer)
+
+    def _sum_up(self, trainer: pl.Trainer) -> None:
+        """Keep with the curve what it shows, and what the run has come to, which TensorBoard has beside its settings."""
         self._log(trainer, "summary", diagnose(self.history).line)
+        evaluations = self.history.evaluations
+        best, last = min(evaluations, key=lambda evaluation: evaluation.val), evaluations[-1]
+        values = (best.val, best.it, last.val, last.train)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(RESULTS, map(float, values), strict=True)), step=trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave word of why a run was stopped as not worth going on with."""
@@ -267,7 +281,7 @@ class RunRecord(Callback):
 
     def _facts(self, trainer: pl.Trainer, module: TinyGPT) -> dict[str, Any]:
         config, splits, device = module.gpt.config, self.data.splits, module.device
-        singles, pairs = table_losses(splits["train"].numpy(), splits["val"].numpy(), config.vocab_size)
+        singles, pairs = table_losses(splits["train"], splits["val"], config.vocab_size)
         return {
             "start": trainer.global_step,
             "fresh": self.fresh,
@@ -287,14 +301,6 @@ class RunRecord(Callback):
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "lightning", "tinygpt_pl")},
         }
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what the run has come to, which TensorBoard shows beside its settings."""
-        evaluations = self.history.evaluations
-        best, last = min(evaluations, key=lambda evaluation: evaluation.val), evaluations[-1]
-        values = (best.val, best.it, last.val, last.train)
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(zip(RESULTS, map(float, values), strict=True)), step=trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

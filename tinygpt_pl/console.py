@@ -15,13 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinygpt_pl.checkpoint import read_checkpoint
-from tinygpt_pl.data import Batch, TextDataModule
+from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.diagnosis import diagnose
 from tinygpt_pl.guards import expected_start
 from tinygpt_pl.history import History
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.runs import checkpoint_path
+from tinygpt_pl.windows import Batch
 
 GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
 """What the table's head calls the parameter groups; Muon's are decayed, too."""

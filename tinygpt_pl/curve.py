@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_pl.console import warn
-from tinygpt_pl.data import Batch
 from tinygpt_pl.history import History
 from tinygpt_pl.machine import matmul_flops
 from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.windows import Batch
 
 CHARTS = {
     "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},

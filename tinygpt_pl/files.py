@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written."""
@@ -33,6 +35,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
         raise
     _flush_folder(path.parent)
+
+
+def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make a file where there is none, once however many processes ask at the same time; the others wait.
+
+    Raises:
+        OSError: if it cannot be written, or whatever `write` raises; nothing of it stays then.
+    """
+    lock = Path(f"{path}.lock")
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            if not path.exists():
+                with replacing(path) as file:  # a reader takes no lock
+                    write(file)
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # another process is at work there
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -78,7 +102,11 @@ def decode_utf8(raw: bytes, name: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
-            "convert it first, for example with iconv -t UTF-8"
-        ) from None
+        raise not_utf8(name, raw[error.start], error.start) from None
+
+
+def not_utf8(name: str, byte: int, offset: int) -> ValueError:
+    """What to say of the first byte of a file that is not UTF-8."""
+    return ValueError(
+        f"{name} is not UTF-8: byte 0x{byte:02x} at offset {offset}; convert it first, for example with iconv -t UTF-8"
+    )

@@ -1,8 +1,9 @@
 """Checkpoints as folders of Hugging Face transformers, and such folders as checkpoints; no code in either is run."""
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from tinygpt_pl import gpt2, llama
 from tinygpt_pl.checkpoint import FORMAT, DamagedCheckpoint, load_network
 from tinygpt_pl.files import decode_utf8, making
 from tinygpt_pl.gpt import GPTConfig
-from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+from tinygpt_pl.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
@@ -74,7 +75,7 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
                 "dtype": "float32",
             }
         ),
-        TOKENIZER: (tokenizer.json if isinstance(tokenizer, BPETokenizer) else _char_json(tokenizer)).encode(),
+        TOKENIZER: _tokenizer_json(tokenizer).encode(),
         # transformers' pipeline writes 256 tokens if nobody says how many, and fails at the end of the window.
         "generation_config.json": _json(
             {
@@ -104,18 +105,38 @@ CHARACTERS = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Iso
 """How the library tokenizers cuts a text into characters."""
 
 
-def _char_json(tokenizer: CharTokenizer) -> str:
-    """A tokenizer.json of characters; without an unknown token, so that one outside the vocabulary is an error."""
-    ids = {character: i for i, character in enumerate(tokenizer.characters)}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+"""How it turns a text into bytes, and back; each byte goes by a character that can be seen."""
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> str:
+    """A tokenizer.json; that of characters has no unknown token, so that one outside the vocabulary is an error."""
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.json
+    if isinstance(tokenizer, ByteTokenizer):
+        ids, pre_tokenizer, decoder = {sign: byte for byte, sign in _byte_signs()}, BYTES, BYTES
+        model: dict[str, Any] = {"type": "BPE", "vocab": ids, "merges": []}
+    else:
+        ids = {character: i for i, character in enumerate(tokenizer.characters)}
+        pre_tokenizer, decoder = CHARACTERS, {"type": "Fuse"}
+        model = {"type": "WordLevel", "vocab": ids, "unk_token": ""}
     parts: dict[str, Any] = {
         "version": "1.0",
         **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
         "added_tokens": [],
-        "pre_tokenizer": CHARACTERS,
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": ids, "unk_token": ""},
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": decoder,
+        "model": model,
     }
     return _json(parts).decode()
+
+
+def _byte_signs() -> Iterator[tuple[int, str]]:
+    """The character that each byte goes by in byte-level encodings: itself where it can be seen (GPT-2)."""
+    others = itertools.count(256)
+    for byte in range(256):
+        seen = 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173)
+        yield byte, chr(byte if seen else next(others))
 
 
 def import_folder(folder: Path) -> dict[str, Any]:
@@ -196,6 +217,8 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     if not path.exists() and (folder / "vocab.json").exists():
         return BPETokenizer(_join_bpe(folder))
     content = _read_json(path)
+    if content == json.loads(_tokenizer_json(ByteTokenizer())):
+        return ByteTokenizer()
     try:
         kind, ids, decoder = content["model"]["type"], content["model"]["vocab"], content["decoder"]["type"]
         if kind == "WordLevel" and content["pre_tokenizer"] == CHARACTERS:

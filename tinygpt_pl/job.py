@@ -36,7 +36,16 @@ from tinygpt_pl.machine import check_memory, device_type, keep_freed_memory, mul
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
 from tinygpt_pl.options import build_parser, check_values
-from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows, plain_settings
+from tinygpt_pl.resume import (
+    changes,
+    check_iteration,
+    check_lasting,
+    check_text,
+    check_tokens,
+    check_windows,
+    plain_settings,
+    taken_settings,
+)
 from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
 
@@ -49,13 +58,15 @@ class Job:
         self.checkpoint = self._take_options(args)
         self.iteration: int = self.checkpoint["global_step"] if self.checkpoint and self.resumes else 0
         self.notes = self._suit()
+        if self.resumes and verb == "fit":
+            check_lasting(self.before, self.config)
         self.settings = self.parser.instantiate(self.config)
         gpt: GPTConfig = self.settings.model.gpt
         self.data = TextDataModule(
             **self.settings.data,
             block_size=gpt.block_size,
             seed=self.config.seed_everything,
-            tokenizer=stored_settings(self.checkpoint)[1] if self.checkpoint else None,
+            known=stored_settings(self.checkpoint)[1] if self.checkpoint else None,
         )
         self.data.setup()
         self.gpt = dataclasses.replace(gpt, vocab_size=self.data.tokenizer.vocab_size)
@@ -69,7 +80,7 @@ class Job:
             self.notes.append(f"a new run with the weights of {self.ckpt_path}")
         elif self.checkpoint and verb == "fit":
             check_iteration(self.iteration, self.config.trainer.max_steps)
-            check_lasting(self.checkpoint, self.before, self.config, self.data)
+            check_text(self.checkpoint["corpus"], self.data)
             self.notes.append(f"going on from iteration {self.iteration} of {self.ckpt_path}")
             self.notes += changes(self.iteration, self.before, self.config)
 
@@ -93,12 +104,11 @@ class Job:
             if self.resumes:
                 settings, held = plain_settings(checkpoint["config"])
             else:
-                shape = dataclasses.asdict(stored_settings(checkpoint)[0])
-                del shape["vocab_size"]  # no setting: it is that of the vocabulary
-                settings, held = {"model": {"gpt": shape}}, []
+                settings, held = taken_settings(*stored_settings(checkpoint)), []
             self.before = self.parser.parse_object(settings)
             config = self.parser.parse_args(args, namespace=self.before.clone())
             if not self.resumes:
+                check_tokens(settings, config)
                 config.init_from = str(self.ckpt_path)  # what the run writes down of it
             for name in held if self.verb == "fit" else ():
                 if config[name] == self.before[name] and not any(word.startswith(f"--{name}") for word in args):
@@ -288,12 +298,13 @@ class Job:
         with redirect_stdout(sys.stderr):
             self.trainer.test(self.model, self.data, verbose=False)
         nats, unit = self.trainer.callback_metrics["test/loss"].item(), self.data.tokenizer.unit
-        tokens = len(self.data.splits["val"]) - 1
+        tokens, bits = len(self.data.splits["val"]) - 1, nats / math.log(2)
+        others = (f"{bits * n:.4f} per {name}" for name, n in self.data.tokens_per.items() if name != unit)
         say(
             self.trainer,
             f"iter {self.iteration} | {tokens:,} tokens of {self.data.corpus_name} | {self.ckpt_path}",
-            f"{nats:.4f} nats and {nats / math.log(2):.4f} bits per {unit} | perplexity {math.exp(nats):.4f} "
-            f"| average probability {math.exp(-nats):.4f}",
+            f"{nats:.4f} nats and {bits:.4f} bits per {unit} | perplexity {math.exp(nats):.4f} "
+            f"| average probability {math.exp(-nats):.4f} | bits: {', '.join(others)}",
         )
 
 

@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from tinygpt_pl.data import Batch
+from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
-from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
+from tinygpt_pl.tokenizer import Tokenizer, tokenizer_from
+from tinygpt_pl.windows import Batch
 
 PATIENT_DEVICES = {"cuda"}
 """Where a fused AdamW itself can leave a step out, so that nobody has to wait for the device to look at each first."""
@@ -130,8 +131,10 @@ class TinyGPT(pl.LightningModule):
             "eval/gap": val - train,
             "eval/val_perplexity": val.exp(),
         }
-        if not isinstance(self.tokenizer, BPETokenizer):
-            report["eval/val_bits_per_char"] = val / math.log(2)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):  # in these units, networks with other tokens compare
+            for tag, unit in (("char", "character"), ("byte", "byte")):
+                report[f"eval/val_bits_per_{tag}"] = val / math.log(2) * data.tokens_per[unit]
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
         self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
 

@@ -48,7 +48,7 @@ def build_parser(verb: str) -> Parser:
     parameters = inspect.signature(pl.Trainer).parameters
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
-    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "tokenizer"}, instantiate=False)
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "known"}, instantiate=False)
     parser.add_class_arguments(
         pl.Trainer,
         "trainer",

@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
 
 from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.optim import OptimConfig, scheduled_lr
+from tinygpt_pl.tokenizer import Tokenizer
 
 LASTING = (
     *("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters"),
+    *("data.tokenizer", "data.vocab_size"),
     *("model.optim.optimizer", "ema_decay"),
 )
 """Settings that make a run's windows and its state what they are, besides the text and the windows in a step."""
@@ -30,27 +34,35 @@ def check_iteration(iteration: int, max_steps: int) -> None:
         raise ValueError(f"the checkpoint is of iteration {iteration}, beyond trainer.max_steps {max_steps}")
 
 
-def check_lasting(checkpoint: Mapping[str, Any], before: Namespace, config: Namespace, data: TextDataModule) -> None:
+def check_lasting(before: Namespace, config: Namespace) -> None:
     """Refuse to go on with other windows or another state than those the run was made of.
 
     Args:
-        checkpoint: that the run goes on from.
-        before: the settings it was saved with.
+        before: the settings that the run was saved with.
         config: those that are asked for.
-        data: the text, set up.
 
     Raises:
         ValueError: naming the setting with its old and its new value.
     """
-    pairs = [(name, before[name], config[name]) for name in LASTING]
-    text = checkpoint["corpus"]
+    for name in LASTING:
+        if before[name] != config[name]:
+            raise _changed(name, before[name], config[name])
+
+
+def check_text(text: Mapping[str, str], data: TextDataModule) -> None:
+    """Refuse to go on with another text.
+
+    Args:
+        text: name and SHA-256 of that of the run.
+        data: the text that is asked for, set up.
+
+    Raises:
+        ValueError: naming both.
+    """
     if text["sha256"] != data.corpus_sha256:
         named = ((text["name"], text["sha256"]), (data.corpus_name, data.corpus_sha256))
-        old_text, new_text = (f"{name} (SHA-256 {sha256[:12]}…)" for name, sha256 in named)
-        pairs.append(("data.corpus", old_text, new_text))
-    for name, old, new in pairs:
-        if old != new:
-            raise _changed(name, old, new)
+        old, new = (f"{name} (SHA-256 {sha256[:12]}…)" for name, sha256 in named)
+        raise _changed("data.corpus", old, new)
 
 
 def check_windows(old: int, new: int) -> None:
@@ -63,6 +75,27 @@ def check_windows(old: int, new: int) -> None:
         raise _changed(
             "the number of windows in a step (batch_size, accumulate_grad_batches and devices multiplied)", old, new
         )
+
+
+def taken_settings(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a new run takes over from the checkpoint that it starts from: the network's shape and its tokens."""
+    shape = asdict(gpt)
+    del shape["vocab_size"]  # no setting: it is that of the vocabulary
+    size = {"vocab_size": tokenizer.vocab_size} if tokenizer.kind == "bpe" else {}
+    return {"model": {"gpt": shape}, "data": {"tokenizer": tokenizer.kind, **size}}
+
+
+def check_tokens(taken: Mapping[str, Any], config: Namespace) -> None:
+    """Refuse other tokens than those that a checkpoint brings.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in taken["data"].items():
+        if config.data[name] != value:
+            raise ValueError(
+                f"data.{name} has to be {value}, that of the checkpoint's tokenizer, got {config.data[name]}"
+            )
 
 
 def _changed(name: str, old: object, new: object) -> ValueError:

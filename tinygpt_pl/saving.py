@@ -16,8 +16,8 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from tinygpt_pl.checkpoint import iteration_of, read_checkpoint, write_checkpoint
 from tinygpt_pl.console import warn
-from tinygpt_pl.data import Batch
 from tinygpt_pl.runs import checkpoint_path
+from tinygpt_pl.windows import Batch
 
 
 class CheckpointFiles(CheckpointIO):

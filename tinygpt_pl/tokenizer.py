@@ -1,9 +1,9 @@
 """Text to token ids and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,21 @@ END_OF_TEXT = "<|endoftext|>"
 """What GPT-2 puts between two texts."""
 
 
+SMALLEST = 257
+"""Tokens that byte-pair encoding needs at least: one for each byte, and that one."""
+
+Kind = Literal["char", "byte", "bpe"]
+"""What can be asked for: a token for each character of the text, one for each byte, or byte-pair encoding."""
+
+
 @dataclass(frozen=True)
 class CharTokenizer:
     """One token per character; a token's id is the character's place in the vocabulary."""
 
     characters: str
     """The vocabulary, sorted and without repeats."""
+
+    kind: ClassVar[Kind] = "char"
 
     unit = "character"
     """What a token is."""
@@ -76,14 +85,83 @@ class CharTokenizer:
 
 
 @dataclass(frozen=True)
+class ByteTokenizer:
+    """One token per byte of UTF-8, which knows every text; a token's id is the byte's value."""
+
+    encoding: str = "utf-8"
+    """What the bytes are; nothing else is known here."""
+
+    kind: ClassVar[Kind] = "byte"
+
+    unit = "byte"
+    """What a token is."""
+
+    end_of_text = None
+    """There is no token for it."""
+
+    vocab_size = 256
+    """Number of tokens."""
+
+    start = ord("\n")
+    """The id that stands before a text of which nothing is known: a line's end."""
+
+    def __post_init__(self) -> None:
+        if self.encoding != "utf-8":
+            raise ValueError(f"bytes have to be of utf-8, got {self.encoding!r}")
+
+    def encode(self, text: str) -> npt.NDArray[np.uint8]:
+        """Ids of the bytes of a text.
+
+        Raises:
+            ValueError: for half of a surrogate pair, which has no bytes.
+        """
+        try:
+            return np.frombuffer(text.encode(), dtype=np.uint8)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text[error.start]!r} at position {error.start} is half of a surrogate pair") from None
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Text of a sequence of ids; bytes that make no character become U+FFFD."""
+        return bytes(np.asarray(ids, dtype=np.uint8)).decode(errors="replace")
+
+
+@dataclass(frozen=True)
 class BPETokenizer:
     """Byte-level byte-pair encoding (GPT-2), which knows every text; the library `tokenizers` does the work."""
 
     json: str
     """The content of its tokenizer.json, the library's own format."""
 
+    kind: ClassVar[Kind] = "bpe"
+
     unit = "token"
     """What a token is."""
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Join the pairs of bytes that occur most, until there are `vocab_size` tokens or no pair occurs twice.
+
+        The first token is GPT-2's for the end of a text.
+
+        Raises:
+            ValueError: if the library is missing.
+        """
+        try:
+            from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        except ImportError:
+            raise ValueError("byte-pair encoding needs a library: pip install tokenizers") from None
+        library = Tokenizer(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        library.train_from_iterator(texts, trainer)
+        return cls(library.to_str())
 
     @cached_property
     def _library(self) -> "Library":
@@ -125,18 +203,26 @@ class BPETokenizer:
         Raises:
             ValueError: for half of a surrogate pair, or where the library fails.
         """
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of the tokens of several texts, on all processors.
+
+        Raises:
+            ValueError: as `encode` does.
+        """
         try:
-            ids: Sequence[int] = self._library.encode(text, add_special_tokens=False).ids
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library's own, or of a str that has half of a surrogate pair
-            raise ValueError(f"{text[:40]!r} cannot be turned into tokens: {error}") from None
-        return np.array(ids, dtype=np.int32)
+            raise ValueError(f"{texts[0][:40]!r} cannot be turned into tokens: {error}") from None
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of a sequence of ids; bytes that make no character become U+FFFD."""
         return str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
 
-Tokenizer = CharTokenizer | BPETokenizer
+Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer
 
 
 def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
@@ -145,7 +231,8 @@ def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
     Raises:
         TypeError: if it is no such mapping.
     """
-    return BPETokenizer(**settings) if "json" in settings else CharTokenizer(**settings)
+    kinds: dict[str, type[Tokenizer]] = {"json": BPETokenizer, "encoding": ByteTokenizer}
+    return next((kind for name, kind in kinds.items() if name in settings), CharTokenizer)(**settings)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
