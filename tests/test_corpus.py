@@ -1,5 +1,6 @@
 """Texts: what they are, how they are fetched once, and what is refused."""
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -155,3 +156,33 @@ def test_fault_20_an_unreadable_file(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(OSError, match="Permission denied"):
         load_corpus(str(path), tmp_path)
+
+
+def test_folders_and_patterns_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, text in {"b.txt": "2", "a.txt": "1", "sub/c.md": "3", ".hidden": "x", ".git/d": "x"}.items():
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert load_corpus(str(tmp_path / "texts"), tmp_path).text == "1\n\n2\n\n3"
+    assert load_corpus(str(tmp_path / "texts" / "*.txt"), tmp_path).text == "1\n\n2"
+    assert load_corpus(str(tmp_path / "texts" / "**" / "*.m?"), tmp_path).text == "3"
+
+
+def test_a_folder_may_have_the_signs_of_a_pattern_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    (tmp_path / "[old]" / "a*.txt").write_text("1")
+    assert load_corpus(str(tmp_path / "[old]"), tmp_path).text == "1"
+    assert load_corpus(str(tmp_path / "[old]" / "a*.txt"), tmp_path).text == "1"
+
+
+def test_files_of_several_kinds_are_one_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone\n".encode())
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two"))
+    (tmp_path / "c.jsonl").write_bytes(b'{"body": "three"}\n{"body": ""}\n{"body": "four"}\n')
+    assert load_corpus(str(tmp_path), tmp_path, field="body").text == "one\n\n\ntwo\n\nthree\n\nfour"
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="cannot be read twice"):
+        load_corpus(str(tmp_path / "pipe"), tmp_path)

@@ -180,7 +180,7 @@ class Watch(Callback):
             self._sum_up(trainer)
 
     def _sum_up(self, trainer: pl.Trainer) -> None:
-        """Keep with the curve what it shows, and what the run has come to, which TensorBoard has beside its settings."""
+        """Keep what the curve shows with it, and what the run has come to, which TensorBoard has beside its setup."""
         self._log(trainer, "summary", diagnose(self.history).line)
         evaluations = self.history.evaluations
         best, last = min(evaluations, key=lambda evaluation: evaluation.val), evaluations[-1]

@@ -36,13 +36,13 @@ def read_texts(path: Path, field: str, progress: Progress) -> Iterator[Iterable[
         ValueError: for what is not UTF-8, is damaged, or is no record with a text.
         OSError: if the file cannot be read.
     """
-    with _opened(path, progress) as file:
+    with _opened(path, progress) as file, _damage_told(path):
         if path.name.removesuffix(".gz").endswith(".jsonl"):
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield [_record(line, field, f"{path}, line {number},")]
         else:
-            yield _pieces(file, str(path))
+            yield _pieces(file, path)
 
 
 class _Watched(io.FileIO):
@@ -64,24 +64,30 @@ def _opened(path: Path, progress: Progress) -> Iterator[BinaryIO]:
         if path.suffix != ".gz":
             yield raw
             return
-        try:
-            with gzip.open(raw) as file:
-                yield file  # type: ignore[misc]  # reads as a BinaryIO does
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is damaged or not compressed by gzip: {error}") from None
+        with gzip.open(raw) as file:
+            yield file  # type: ignore[misc]  # reads as a BinaryIO does
 
 
-def _pieces(file: BinaryIO, name: str) -> Iterator[str]:
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged or not compressed by gzip: {error}") from None
+
+
+def _pieces(file: BinaryIO, path: Path) -> Iterator[str]:
     """The text of a file, decoded."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     held, read = "", 0
     while True:
-        block = file.read(BLOCK)
+        with _damage_told(path):
+            block = file.read(BLOCK)
         pending = len(decoder.getstate()[0])
         try:
             text = held + decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise not_utf8(name, error.object[error.start], read - pending + error.start) from None
+            raise not_utf8(f"corpus {str(path)!r}", error.object[error.start], read - pending + error.start) from None
         if not read:
             text = text.removeprefix("\N{BYTE ORDER MARK}")
         read += len(block)

@@ -116,7 +116,7 @@ class ByteTokenizer:
             ValueError: for half of a surrogate pair, which has no bytes.
         """
         try:
-            return np.frombuffer(text.encode(), dtype=np.uint8)
+            return np.frombuffer(bytearray(text.encode()), dtype=np.uint8)  # which torch may write to
         except UnicodeEncodeError as error:
             raise ValueError(f"{text[error.start]!r} at position {error.start} is half of a surrogate pair") from None
 
