@@ -147,10 +147,12 @@ class LongRunNotice(Callback):
             forward = (time.perf_counter() - self.start) / self.BATCHES
             evaluations = 1 + math.ceil(trainer.max_steps / self.eval_interval)
             steps = trainer.max_steps * trainer.accumulate_grad_batches
-            passes = steps / FORWARD_SHARE + evaluations * sum(trainer.num_val_batches)
-            hours = forward * passes / 3600
+            training, evaluating = steps / FORWARD_SHARE, evaluations * sum(trainer.num_val_batches)
+            hours = forward * (training + evaluating) / 3600
+            fewer = "most of them to evaluate: --data.eval_coverage sampled with few --data.eval_iters helps"
+            advice = fewer if evaluating > training else self.alternative
             if hours >= self.HOURS:
-                say(trainer, f"NOTE: on this machine the run takes about {hours:.1f} hours; {self.alternative}")
+                say(trainer, f"NOTE: on this machine the run takes about {hours:.1f} hours; {advice}")
 
 
 class StepProgressBar(ProgressBar):
