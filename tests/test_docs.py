@@ -1,7 +1,16 @@
-"""The pages in docs/ name tests and settings that exist."""
+"""The pages in docs/ name tests and settings that exist, and computed figures as they are computed."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import scaling
+from tinygpt_pl.gpt import GPT, GPTConfig
+from tinygpt_pl.options import build_parser
 
 TESTS = Path(__file__).parent
 FAULTS = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
@@ -20,3 +29,41 @@ def test_each_of_the_thirty_cases_has_a_test_or_a_reason() -> None:
         assert all(int(number) in [int(n) for n in re.findall(r"(?<=_)\d\d(?=_)", name)] for name in found), number
         named |= set(found)
     assert named == tests
+
+
+@pytest.mark.parametrize("table", [scaling.memory, scaling.communication, scaling.plan])
+def test_the_tables_of_scaling_are_what_is_computed(table: Callable[[], str]) -> None:
+    assert table() in (TESTS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def test_the_plan_is_a_configuration_that_parses(tmp_path: Path) -> None:
+    page = (TESTS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "billion.yaml").write_text(plan)
+    config = build_parser("fit").parse_args(["--config", str(tmp_path / "billion.yaml")])
+    gpt = GPTConfig(**vars(config.model.gpt), vocab_size=config.data.vocab_size)
+    assert gpt == scaling.BILLION
+    assert config.data.batch_size * config.trainer.devices * config.trainer.accumulate_grad_batches == 256
+    assert config.trainer.max_steps == scaling.STEPS
+
+
+def test_what_a_block_keeps_is_counted_in_a_network() -> None:
+    """Storages that autograd saves, each once, in float32, of two blocks and of one; the difference is a block's."""
+
+    def kept(layers: int) -> int:
+        network = GPT(GPTConfig(vocab_size=65, block_size=128, n_layer=layers, n_head=4, n_embd=256, dropout=0.0))
+        own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            network(torch.zeros(8, 128, dtype=torch.long), torch.zeros(8, 128, dtype=torch.long))
+        return sum(found.values())
+
+    config = GPTConfig(n_embd=256, n_head=4, dropout=0.0)
+    assert (kept(2) - kept(1)) / (8 * 128) == pytest.approx(scaling.saved_per_token(config, half=False), rel=0.02)

@@ -36,7 +36,7 @@ def test_line_ends_stay_and_a_byte_order_mark_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "x" * (BLOCK - 1), "ä" * BLOCK])
-def test_fault_20_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path: Path, before: str) -> None:
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path: Path, before: str) -> None:
     """Also where the bytes of a character lie in two blocks."""
     path = tmp_path / "text"
     for raw, byte in ((b"\xff", "ff"), (b"\xe2\x82", "e2"), (b"\xe2\x82 ", "e2")):
