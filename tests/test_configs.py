@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.runs import shell, table
 from tinygpt_pl.gpt import GPTConfig, parameter_count
 from tinygpt_pl.huggingface import architecture_of
 from tinygpt_pl.options import build_parser
@@ -20,6 +21,26 @@ def parse(*names: str) -> Any:
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_configuration_parses(name: str) -> None:
     assert parse(name).trainer.max_steps >= 1
+
+
+OVERLAYS = {"accumulate.yaml", "fast.yaml", "ddp.yaml", "fsdp.yaml"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_configuration_starts(text_file: Path, tmp_path: Path, name: str) -> None:
+    """Its own batch, schedule, precision and strategy, with a small network, little text and two steps."""
+    names = ["base.yaml", name] if name in OVERLAYS else [name]
+    configs = [word for each in names for word in ("--config", str(CONFIGS / each))]
+    sizes = {"n_layer": 1, "n_embd": 48, "block_size": 16}
+    done = shell(
+        *("fit", *configs, *(f"--model.gpt.{size}={value}" for size, value in sizes.items())),
+        *("--data.corpus", str(text_file), "--data.eval_iters=2", "--trainer.max_steps=2", "--trainer.accelerator=cpu"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in table(done.stdout)] == ["0", "2"]
+    assert (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").exists()
 
 
 def test_base_is_the_recipe() -> None:

@@ -59,6 +59,17 @@ def test_a_long_run_is_announced_and_a_short_one_is_not(
         assert float(said[0]) >= 1.6
 
 
+def test_a_run_that_is_long_for_its_evaluations_is_told_so(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with a text of gigabytes under a configuration that evaluates on all of its validation split."""
+    notice = LongRunNotice(eval_interval=1, alternative="TRY THIS")
+    module = Slow(GPT_CONFIG, OPTIM)
+    with pytest.raises(Enough):
+        lightning_fit(text_file, module, callbacks=(notice, StopAtFirstStep()), max_steps=100_000)
+    said = capsys.readouterr().out
+    assert re.search(r"takes about \d+\.\d hours; most of them to evaluate: --data.eval_coverage sampled", said)
+    assert "TRY THIS" not in said
+
+
 def on_a_terminal(*args: str, cwd: Path) -> str:
     """Run a command with a terminal for its output; gives all that it showed."""
     master, slave = pty.openpty()
