@@ -39,6 +39,7 @@ from tinygpt_pl.options import build_parser, check_values
 from tinygpt_pl.resume import changes, check_iteration, check_lasting, check_windows, plain_settings
 from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
+from tinygpt_pl.sharding import check_sharding
 
 
 class Job:
@@ -115,6 +116,7 @@ class Job:
             trainer.precision = "bf16-mixed" if multiplies_bf16(device) else "32-true"
             if trainer.precision == "32-true":
                 notes.append(f"NOTE: float32, since this {device} has no instructions for bfloat16")
+        check_sharding(self.config)
         if self.config.ema_decay is not None and trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
                 f"ema_decay needs weights of more digits than {trainer.precision}: an average would stand still"

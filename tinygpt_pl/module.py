@@ -17,6 +17,7 @@ from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
+from tinygpt_pl.sharding import divide, joined
 from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
 
 PATIENT_DEVICES = {"cuda"}
@@ -93,6 +94,11 @@ class TinyGPT(pl.LightningModule):
         self.step_loss = self.grad_norm = torch.zeros(())
         self.failure = torch.empty(0)  # iteration, loss and gradient norm of the first step that was not finite
 
+    def configure_model(self) -> None:
+        """Divide the weights among the devices, if the strategy is one that does."""
+        if self.device_mesh is not None:
+            divide(self.gpt, self.device_mesh)
+
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
         logits, loss = self.gpt(idx, targets)
@@ -111,8 +117,8 @@ class TinyGPT(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         # A compiled network is compiled for the training step; evaluations have batches of other shapes.
-        network = self.gpt if self.training else self.gpt.forward
-        _, loss = network(*batch)
+        network = self.gpt if self.training else self.gpt._call_impl  # what is not compiled, but with its hooks
+        _, loss = network(*batch)  # type: ignore[no-untyped-call]  # torch's
         assert isinstance(loss, Tensor)
         return loss
 
@@ -186,7 +192,7 @@ class TinyGPT(pl.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
-        self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+        self.grad_norm = joined(nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf))
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
         grad_norm = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
         if self.fused and self.device.type in PATIENT_DEVICES:
