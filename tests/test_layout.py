@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing"},
+    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing", "cluster"},
     {"optim", "decoding", "corpus", "checkpoint", "runs", "gpt2", "llama", "sharding"},
     {"evidence", "sampling", "huggingface", "data"},
     {"generation", "exchange", "module", "symptoms", "generalization", "panels"},
