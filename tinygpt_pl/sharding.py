@@ -38,11 +38,25 @@ class FSDP2(ModelParallelStrategy):
         """Lightning hands the optimizer's state over, like that of any strategy."""
         return True
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights as a single device has them; every process has to ask."""
+        state: dict[str, Any] = super(ModelParallelStrategy, self).lightning_module_state_dict()
+        for name, tensor in state.items():
+            state[name] = self._for_the_file(tensor)
+        return state
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state as a single device has it; every process has to ask."""
+        """The same of what the optimizer keeps of each parameter."""
         state: dict[str, Any] = super(ModelParallelStrategy, self).optimizer_state(optimizer)
-        whole = {i: {name: joined(value) for name, value in kept.items()} for i, kept in state["state"].items()}
+        whole = {
+            i: {name: self._for_the_file(value) for name, value in kept.items()} for i, kept in state["state"].items()
+        }
         return {**state, "state": whole}
+
+    def _for_the_file(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor in main memory for the first process, which writes the file; nothing for the others."""
+        whole = joined(tensor)
+        return whole.cpu() if self.is_global_zero else torch.empty(0)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file in every process."""
