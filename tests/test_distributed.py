@@ -98,8 +98,9 @@ def test_two_devices_come_to_what_one_does(cli: Run, text_file: Path, tmp_path: 
 
 def test_one_device_divides_by_one(cli: Run, text_file: Path, tmp_path: Path) -> None:
     """Sharded weights, the hooks that gather them, samples and the file, without a second process to wait for."""
-    assert cli("fit", *small(text_file, trainer__max_steps=4), "--run_dir=one")[0] == 0
-    options = small(text_file, trainer__max_steps=4, trainer__strategy="fsdp2")
+    exact = {"trainer__precision": "64-true", "trainer__max_steps": 4}
+    assert cli("fit", *small(text_file, **exact), "--run_dir=one")[0] == 0
+    options = small(text_file, **exact, trainer__strategy="fsdp2")
     finish(start(["fit", *options, "--run_dir=sharded"], tmp_path), tmp_path)
     assert_same(outcome(Path("one")), outcome(Path("sharded")), within=WITHIN)
     more = ["--run_dir=sharded", "--ckpt_path=last", "--trainer.max_steps=8"]

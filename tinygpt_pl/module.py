@@ -17,7 +17,7 @@ from tinygpt_pl.data import Batch
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
-from tinygpt_pl.sharding import divide, joined
+from tinygpt_pl.sharding import divide, hold_whole, joined
 from tinygpt_pl.tokenizer import BPETokenizer, Tokenizer, tokenizer_from
 
 PATIENT_DEVICES = {"cuda"}
@@ -129,6 +129,7 @@ class TinyGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report both losses, and what follows from them, to checkpoints and callbacks."""
+        hold_whole(self.gpt, False)
         train, val = _read(self.train_loss), _read(self.val_loss)
         report = {
             "eval/train_loss": train,
@@ -140,6 +141,10 @@ class TinyGPT(pl.LightningModule):
             report["eval/val_bits_per_char"] = val / math.log(2)
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
         self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
+
+    def on_test_start(self) -> None:
+        """Make each device independent of the others."""
+        hold_whole(self.gpt, True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
@@ -220,8 +225,9 @@ class TinyGPT(pl.LightningModule):
             check_step(int(it), loss, grad_norm, self.learning_rate(int(it)))
 
     def on_validation_start(self) -> None:
-        """See that there is something to evaluate."""
+        """See that there is something to evaluate, and make each device independent of the others."""
         self.check_steps()
+        hold_whole(self.gpt, True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See that there is something to save."""

@@ -90,6 +90,19 @@ def divide(gpt: GPT, mesh: DeviceMesh) -> None:
             fully_shard(part, mesh=mesh["data_parallel"])
 
 
+def hold_whole(gpt: GPT, whole: bool) -> None:
+    """Have each device hold all weights of a network that is divided, or its part again; every process has to ask.
+
+    A device that has them all waits for no other, which may have fewer batches to evaluate.
+    """
+    if isinstance(gpt, FSDPModule):
+        for part in (*gpt.h, gpt):
+            assert isinstance(part, FSDPModule)
+            if part is not gpt:  # which FSDP2 leaves whole until the backward pass anyway
+                part.set_reshard_after_forward(not whole, recurse=False)
+            part.unshard() if whole else part.reshard()
+
+
 def joined(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is divided, for which every process has to ask; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
