@@ -4,9 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def shell(*args: str, cwd: Path, timeout: float = 120.0) -> subprocess.Completed
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
 
+def launch(words: Sequence[str], cwd: Path, output: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """Start a command by its words after `python -m`, with a file in the folder for all that it says."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with (cwd / output).open("wb") as file:
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=cwd, env=env, stdout=file, stderr=file)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 FORKS = multiprocessing.get_context("forkserver")
 # Importing Lightning takes seconds, for each of a hundred processes.
 FORKS.set_forkserver_preload(["tinygpt_pl.training"])
@@ -142,18 +156,22 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Compare nested containers; tensors bit by bit."""
+def assert_same(a: Any, b: Any, where: str = "", within: float = 0.0) -> None:
+    """Compare nested containers; tensors and numbers bit by bit, or within a share of them, or of 1 if that is more."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
+            assert_same(a[key], b[key], f"{where}/{key}", within)
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
+            assert_same(x, y, f"{where}/{i}", within)
+    elif isinstance(a, Tensor) and within:
+        torch.testing.assert_close(a, b, rtol=0, atol=within, msg=where)
     elif isinstance(a, Tensor):
         assert torch.equal(a, b), where
+    elif isinstance(a, float) and within:
+        assert abs(a - b) <= within * max(abs(a), 1.0), f"{where}: {a} and {b}"
     else:
         assert a == b, where

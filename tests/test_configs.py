@@ -83,10 +83,11 @@ def test_accumulation_keeps_the_windows_of_a_step() -> None:
     assert config.model.gpt.n_embd == 384
 
 
-def test_two_devices_keep_the_windows_of_a_step() -> None:
-    config = parse("base.yaml", "ddp.yaml")
+@pytest.mark.parametrize(("name", "strategy"), [("ddp.yaml", "ddp"), ("fsdp.yaml", "fsdp2")])
+def test_two_devices_keep_the_windows_of_a_step(name: str, strategy: str) -> None:
+    config = parse("base.yaml", name)
     assert config.data.batch_size * config.trainer.devices == 64
-    assert config.trainer.strategy == "ddp"
+    assert config.trainer.strategy == strategy
 
 
 def test_fast_changes_how_and_not_what() -> None:

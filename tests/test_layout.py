@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tinygpt_pl"
 FLOORS = [
-    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing", "windows"},
-    {"optim", "decoding", "texts", "checkpoint", "runs", "gpt2", "llama"},
+    {"gpt", "muon", "tokenizer", "guards", "history", "files", "machine", "parser", "drawing", "windows", "cluster"},
+    {"optim", "decoding", "texts", "checkpoint", "runs", "gpt2", "llama", "sharding"},
     {"evidence", "sampling", "huggingface", "corpus"},
     {"generation", "exchange", "tokens", "symptoms", "generalization", "panels"},
     {"diagnosis", "data"},

@@ -1,5 +1,6 @@
 """An average of the weights over time, evaluated and saved beside the weights themselves."""
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -45,7 +46,10 @@ class Averaging(WeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make room for the average where the weights are going to be; at this time they are not there yet."""
         self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        with warnings.catch_warnings():
+            # A module that can be divided is not one that is: the two are refused together.
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback", category=UserWarning)
+            super().setup(trainer, pl_module, stage)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the weights themselves, and put the average in their place."""

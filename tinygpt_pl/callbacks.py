@@ -28,6 +28,7 @@ from tinygpt_pl.history import History, Setup, fenced, read_history
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs import event_sizes
 from tinygpt_pl.sampling import generate
+from tinygpt_pl.sharding import undivided
 from tinygpt_pl.tokenizer import Tokenizer
 from tinygpt_pl.windows import Batch
 
@@ -116,10 +117,11 @@ class Samples(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw one."""
         assert isinstance(pl_module, TinyGPT)
+        gpt = undivided(pl_module.gpt)  # of which all processes have a part
         if not trainer.is_global_zero:
             return
         start = torch.tensor([[self.tokenizer.start]])
-        ids = generate(pl_module.gpt, start, self.tokens, seed=self.seed)[0, 1:]
+        ids = generate(gpt, start, self.tokens, seed=self.seed)[0, 1:]
         block = textwrap.indent(self.tokenizer.decode(ids), "    ", lambda line: True)  # preformatted, in Markdown
         for logger in trainer.loggers:
             if isinstance(logger, EventLogger):

@@ -25,8 +25,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: its words; those of the shell if left out.
 
     Returns:
-        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, 130
-        or 143 if a signal stopped it.
+        The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, and
+        128 and the signal's number if one stopped it: 130, 138 or 143.
 
     Raises:
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.

@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities import rank_zero_only
 
 from tinygpt_pl.averaging import Averaging
 from tinygpt_pl.callbacks import Compilation, Evaluation, RunRecord, Samples, StepSeed, Watch
@@ -27,6 +26,7 @@ from tinygpt_pl.checkpoint import (
     read_or_point,
     stored_settings,
 )
+from tinygpt_pl.cluster import check_processes, is_first_process
 from tinygpt_pl.console import LongRunNotice, StepProgressBar, Table, say
 from tinygpt_pl.curve import Curve, EventLogger
 from tinygpt_pl.data import TextDataModule
@@ -48,6 +48,7 @@ from tinygpt_pl.resume import (
 )
 from tinygpt_pl.runs import MARK, RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 from tinygpt_pl.saving import BestCheckpoint, CheckpointFiles, LastCheckpoint, StopSignals
+from tinygpt_pl.sharding import check_sharding
 
 
 class Job:
@@ -125,6 +126,7 @@ class Job:
             trainer.precision = "bf16-mixed" if multiplies_bf16(device) else "32-true"
             if trainer.precision == "32-true":
                 notes.append(f"NOTE: float32, since this {device} has no instructions for bfloat16")
+        check_sharding(self.config)
         if self.config.ema_decay is not None and trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
                 f"ema_decay needs weights of more digits than {trainer.precision}: an average would stand still"
@@ -263,9 +265,11 @@ class Job:
         own = options.pop("callbacks") or []
         callbacks = [*callbacks, *(own if isinstance(own, list) else [own])]
         try:
-            return pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
+            trainer = pl.Trainer(**options, **fixed, callbacks=callbacks, enable_model_summary=False)
         except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
             raise ValueError(f"trainer: {error}") from error
+        check_processes(trainer)
+        return trainer
 
     def _record(self) -> str:
         """The configuration as it is to be run again: with the corpus that was had, into a folder of its own."""
@@ -316,9 +320,3 @@ class Unprofiled(PassThroughProfiler):
     def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]  # which wants a generator's
         """A context that does nothing; the same one each time."""
         return self.NOTHING
-
-
-def is_first_process() -> bool:
-    """Whether this is the one of a job's processes that owns its folder; asked before there is a Trainer to know."""
-    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"  # as Lightning's LightningEnvironment
-    return node == "0" and getattr(rank_zero_only, "rank", 0) == 0

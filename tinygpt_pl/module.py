@@ -17,6 +17,7 @@ from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
+from tinygpt_pl.sharding import divide, hold_whole, joined
 from tinygpt_pl.tokenizer import Tokenizer, tokenizer_from
 from tinygpt_pl.windows import Batch
 
@@ -94,6 +95,11 @@ class TinyGPT(pl.LightningModule):
         self.step_loss = self.grad_norm = torch.zeros(())
         self.failure = torch.empty(0)  # iteration, loss and gradient norm of the first step that was not finite
 
+    def configure_model(self) -> None:
+        """Divide the weights among the devices, if the strategy is one that does."""
+        if self.device_mesh is not None:
+            divide(self.gpt, self.device_mesh)
+
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
         logits, loss = self.gpt(idx, targets)
@@ -112,8 +118,8 @@ class TinyGPT(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         # A compiled network is compiled for the training step; evaluations have batches of other shapes.
-        network = self.gpt if self.training else self.gpt.forward
-        _, loss = network(*batch)
+        network = self.gpt if self.training else self.gpt._call_impl  # what is not compiled, but with its hooks
+        _, loss = network(*batch)  # type: ignore[no-untyped-call]  # torch's
         assert isinstance(loss, Tensor)
         return loss
 
@@ -124,6 +130,7 @@ class TinyGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report both losses, and what follows from them, to checkpoints and callbacks."""
+        hold_whole(self.gpt, False)
         train, val = _read(self.train_loss), _read(self.val_loss)
         report = {
             "eval/train_loss": train,
@@ -137,6 +144,10 @@ class TinyGPT(pl.LightningModule):
                 report[f"eval/val_bits_per_{tag}"] = val / math.log(2) * data.tokens_per[unit]
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
         self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
+
+    def on_test_start(self) -> None:
+        """Make each device independent of the others."""
+        hold_whole(self.gpt, True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
@@ -189,7 +200,7 @@ class TinyGPT(pl.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
-        self.grad_norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+        self.grad_norm = joined(nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf))
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
         grad_norm = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
         if self.fused and self.device.type in PATIENT_DEVICES:
@@ -217,8 +228,9 @@ class TinyGPT(pl.LightningModule):
             check_step(int(it), loss, grad_norm, self.learning_rate(int(it)))
 
     def on_validation_start(self) -> None:
-        """See that there is something to evaluate."""
+        """See that there is something to evaluate, and make each device independent of the others."""
         self.check_steps()
+        hold_whole(self.gpt, True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See that there is something to save."""

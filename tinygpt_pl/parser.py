@@ -1,8 +1,10 @@
 """The words of the command line, and how a mistake in them is told. jsonargparse alone, which starts fast."""
 
 import difflib
+import os
 import re
 import sys
+import time
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -17,6 +19,8 @@ VERBS = {
     "export": "turn a checkpoint into a folder that Hugging Face transformers opens",
     "import": "turn such a folder, with a GPT-2, Llama or Qwen3 of this kind, into a checkpoint",
 }
+PATIENCE = 5.0
+"""Seconds that the other processes of a machine leave to the first to say what is wrong."""
 
 
 class Parser(ArgumentParser):
@@ -24,7 +28,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""
-        fail(message, self._suggestion(message))
+        refuse(message, self._suggestion(message))
         sys.exit(2)
 
     def add_checkpoint(self) -> None:
@@ -47,3 +51,14 @@ def fail(message: str, hint: str = "") -> None:
     first, *rest = (line.strip() for line in message.splitlines() if line.strip())
     lines = [first[:400], " ".join(rest)[:400], hint]
     print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
+
+
+def refuse(message: str, hint: str = "") -> None:
+    """Print an error in a setting or file, once for all processes that torchrun or srun has started on a machine.
+
+    The first of them sees the same, and its end ends the others; whoever is still there then has seen another one.
+    """
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if os.environ.get("LOCAL_RANK" if torchrun else "SLURM_LOCALID", "0") != "0":
+        time.sleep(PATIENCE)
+    fail(message, hint)

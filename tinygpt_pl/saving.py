@@ -93,9 +93,12 @@ class Interrupted(Exception):
 
 
 class StopSignals(Callback):
-    """Notes the first Ctrl-C or SIGTERM while the run trains; a second one ends the process at once."""
+    """Notes the first Ctrl-C, SIGTERM or SIGUSR1 while the run trains; a second one ends the process at once.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGUSR1 is what a cluster is commonly told to send before the time of a job is up.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
     def __init__(self) -> None:
         self.received = 0

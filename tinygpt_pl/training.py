@@ -14,7 +14,7 @@ from tinygpt_pl.checkpoint import newest_sound
 from tinygpt_pl.guards import Unhealthy
 from tinygpt_pl.job import Job
 from tinygpt_pl.machine import out_of_memory
-from tinygpt_pl.parser import PROG, fail
+from tinygpt_pl.parser import PROG, fail, refuse
 from tinygpt_pl.saving import Interrupted
 
 UserError = (ValueError, OSError)
@@ -51,7 +51,7 @@ def run(verb: str, options: Sequence[str]) -> int:
         job = Job(verb, options)
         job.prepare()
     except UserError as error:
-        fail(str(error))
+        refuse(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -68,7 +68,8 @@ def carry_out(job: Job) -> int:
     try:
         getattr(job, job.verb)()
     except Interrupted as stop:
-        code, message = 128 + stop.signum, f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}"
+        message = f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}"
+        code = 128 + stop.signum if job.trainer.is_global_zero else 0
     except Unhealthy as error:
         return tell(job, str(error), sound_state(job), shared=True)
     except OSError as error:
@@ -94,10 +95,15 @@ def carry_out(job: Job) -> int:
 
 
 def tell(job: Job, message: str, hint: str = "", *, shared: bool = False) -> int:
-    """Say why a run failed, what all processes share on the first alone; gives the exit code."""
+    """Say why a run failed, what all processes share on the first alone; gives the exit code.
+
+    The code of what they share is the first one's, too: Lightning's launcher kills the first where another has one.
+    """
     if job.trainer.is_global_zero:
         fail(message, hint)
-    elif not shared:
+    elif shared:
+        return 0
+    else:
         fail(f"process {job.trainer.global_rank}: {message}", hint)
     return 1
 
