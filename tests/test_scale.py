@@ -47,16 +47,16 @@ def test_several_gigabytes_go_through_little_memory(gigabytes: Path) -> None:
     little = folder / "little.txt"
     with gigabytes.open("rb") as text:
         little.write_bytes(text.read(10_000_000))
-    sizes = {"model__gpt__n_embd": 64, "model__gpt__block_size": 64, "data__batch_size": 16}
+    sizes = {"model__gpt__n_layer": 2, "model__gpt__n_embd": 128, "model__gpt__block_size": 128, "data__batch_size": 16}
     speeds: dict[Path, list[float]] = {gigabytes: [], little: []}
     for turn in range(3):
         for path in speeds:
             run = f"{path.stem}-{turn}"
-            options = small(path, **sizes, trainer__max_steps=400, eval_interval=400, trainer__log_every_n_steps=10)
+            options = small(path, **sizes, trainer__max_steps=120, eval_interval=120, trainer__log_every_n_steps=5)
             done = limited("-m", "tinygpt_pl", "fit", *options, f"--run_dir={run}", cwd=folder)
             assert done.returncode == 0, done.stderr
             speeds[path].append(median(value for _, value in scalars(folder / run)["perf/tokens_per_second"]))
-    large, small_ = (median(values) for values in speeds.values())
+    large, small_ = (max(values) for values in speeds.values())  # a busy machine slows a run, and speeds up none
     print(f"{large:,.0f} tokens a second from {file.stat().st_size / 1e9:.1f} GB, {small_:,.0f} from a small file")
     assert large > 0.9 * small_
 
