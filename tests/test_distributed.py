@@ -76,9 +76,14 @@ def test_two_devices_share_the_windows_of_one(cli: Run, text_file: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_devices_come_to_what_one_does(cli: Run, text_file: Path, tmp_path: Path, strategy: str) -> None:
-    """Weights, optimizer state, counters and every row of the curve; a window seen twice or never would show."""
+    """Weights, optimizer state, counters and every row of the curve; a window seen twice or never would show.
+
+    The 13 windows of the validation split make four batches for one device and three for the other: an evaluation in
+    which they wait for each other at every batch never ends.
+    """
     keep = "--trainer.callbacks=tests.test_distributed.KeepWindows"
     parts = {"model__gpt__block_size": 32, **EXACT}  # long enough for no two windows to read the same
+    parts["data__eval_coverage"] = "full"
     assert cli("fit", *small(text_file, **parts), keep, "--run_dir=one")[0] == 0
     options = small(text_file, **parts | TWO, trainer__strategy=strategy)
     two = shell("fit", *options, keep, "--run_dir=two", cwd=tmp_path)
@@ -235,3 +240,33 @@ def test_a_signal_stops_all_processes_between_two_steps(text_file: Path, tmp_pat
     output = (tmp_path / "output").read_text()
     assert output.count("stopped by SIGTERM at iteration ") == 1
     goes_on(tmp_path, "--trainer.callbacks=null")
+
+
+class StopInEvaluation(Callback):
+    """Sends SIGTERM to the second process in the middle of the evaluation at iteration 10."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if (trainer.global_step, trainer.global_rank, batch_idx) == (10, 1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_divided_weights_are_saved_in_the_middle_of_an_evaluation(cli: Run, text_file: Path, tmp_path: Path) -> None:
+    """Each process holds all of them there, and yet the file has to be like any other."""
+    assert cli("fit", *small(text_file, **EXACT), "--run_dir=one")[0] == 0
+    stop = "--trainer.callbacks=tests.test_distributed.StopInEvaluation"
+    options = small(text_file, **EXACT | TWO, trainer__strategy="fsdp2")
+    stopped = shell("fit", *options, stop, "--run_dir=two", cwd=tmp_path)
+    assert stopped.returncode == 143, stopped.stderr
+    assert "stopped by SIGTERM at iteration 10" in stopped.stderr
+    done = shell("fit", "--run_dir=two", "--ckpt_path=last", "--trainer.callbacks=null", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(outcome(Path("one")), outcome(Path("two")), within=WITHIN)

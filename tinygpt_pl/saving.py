@@ -134,6 +134,7 @@ class LastCheckpoint(Checkpoint):
         """
         self.path, self.seconds, self.signals = checkpoint_path(run_dir, "last"), 60.0 * minutes, signals
         self.due = 0.0
+        self.common: list[int] = []  # batches of an evaluation that every process has, in each split
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -151,6 +152,10 @@ class LastCheckpoint(Checkpoint):
             return
         self._heed(trainer, self.signals.received or int(time.monotonic() >= self.due))
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out how long all processes look for signals together: one may have fewer batches than another."""
+        self.common = [self._agree(trainer, int(size), "min") for size in trainer.num_val_batches]
+
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -161,17 +166,24 @@ class LastCheckpoint(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop in the middle of an evaluation if a signal came; the run that goes on begins with it."""
-        self._heed(trainer, self.signals.received)
+        if batch_idx < self.common[dataloader_idx]:
+            self._heed(trainer, self.signals.received)
 
     def _heed(self, trainer: pl.Trainer, wish: int) -> None:
         """Do the most that any process wishes: nothing (0), save (1), or save and stop (a signal's number)."""
-        if trainer.world_size > 1:
-            tensor = torch.tensor(float(wish), device=trainer.strategy.root_device)
-            wish = int(trainer.strategy.reduce(tensor, reduce_op="max"))
+        wish = self._agree(trainer, wish, "max")
         if wish:
             self._save(trainer)
         if wish > 1:
             raise Interrupted(wish, trainer.global_step, self.path)
+
+    @staticmethod
+    def _agree(trainer: pl.Trainer, number: int, reduce_op: str) -> int:
+        """The least or the largest of the numbers that the processes have."""
+        if trainer.world_size == 1:
+            return number
+        tensor = torch.tensor(float(number), device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(tensor, reduce_op=reduce_op))
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
