@@ -101,6 +101,7 @@ def test_two_devices_come_to_what_one_does(cli: Run, text_file: Path, tmp_path: 
         assert done.stdout.replace("two/", "one/") == cli(verb, "--run_dir=one", "--trainer.callbacks=null")[1]
 
 
+@pytest.mark.slow
 def test_one_device_divides_by_one(cli: Run, text_file: Path, tmp_path: Path) -> None:
     """Sharded weights, the hooks that gather them, samples and the file, without a second process to wait for."""
     exact = {"trainer__precision": "64-true", "trainer__max_steps": 4}

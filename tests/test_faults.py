@@ -148,6 +148,7 @@ def limited(limit: int, args: list[str]) -> None:
     sys.exit(main(args))
 
 
+@pytest.mark.slow
 def test_fault_05_no_room_for_a_checkpoint(text_file: Path, tmp_path: Path) -> None:
     """The limit on the size of a file lets the curve through, but no checkpoint."""
     run = [*small(text_file, trainer__max_steps=4, trainer__enable_progress_bar="false"), "--run_dir=run"]
@@ -303,6 +304,7 @@ def test_fault_06_a_folder_that_goes_away(cli: Run, text_file: Path, file: bool)
         assert load(LAST)["global_step"] == 10
 
 
+@pytest.mark.slow
 def test_fault_07_a_full_folder_for_temporary_files(text_file: Path, tmp_path: Path, small_disk: Path) -> None:
     """Lightning's own way of saving goes through it, and copies from there."""
     (small_disk / "filler").write_bytes(bytes(400 * 1024))

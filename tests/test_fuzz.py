@@ -91,6 +91,7 @@ def assert_understood_or_refused(
     assert min(outcomes.values()) > examples / 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.filterwarnings("ignore")
 def test_fault_25_sixty_changes_to_the_configuration(
