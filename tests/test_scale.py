@@ -49,7 +49,7 @@ def test_several_gigabytes_go_through_little_memory(gigabytes: Path) -> None:
         little.write_bytes(text.read(10_000_000))
     sizes = {"model__gpt__n_layer": 2, "model__gpt__n_embd": 128, "model__gpt__block_size": 128, "data__batch_size": 16}
     speeds: dict[Path, list[float]] = {gigabytes: [], little: []}
-    for turn in range(3):
+    for turn in range(2):
         for path in speeds:
             run = f"{path.stem}-{turn}"
             options = small(path, **sizes, trainer__max_steps=120, eval_interval=120, trainer__log_every_n_steps=5)
