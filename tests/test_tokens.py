@@ -96,6 +96,15 @@ def test_a_token_file_is_made_once_and_anew_when_text_or_tokenizer_change(tmp_pa
     assert prepare(load_corpus(str(path), tmp_path), tmp_path, 0.2, "char", 0).splits["val"].characters == 800
 
 
+def test_a_token_file_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """As in a cache that others keep; a lock would be a file, too."""
+    made(tmp_path, english())
+    (file,) = files(tmp_path)
+    Path(f"{file}.lock").unlink()
+    made(tmp_path, english())
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
 def test_a_known_tokenizer_finds_the_file_that_its_run_made(tmp_path: Path) -> None:
     """Else to go on with a run would mean to encode its text a second time."""
     for kind in get_args(Kind):

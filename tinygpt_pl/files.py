@@ -43,6 +43,8 @@ def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: if it cannot be written, or whatever `write` raises; nothing of it stays then.
     """
+    if path.exists():  # also where nothing can be written, as in a cache that others keep
+        return
     lock = Path(f"{path}.lock")
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
