@@ -17,6 +17,7 @@ CHINESE = "話說天下大勢，分久必合，合久必分。周末七國分爭
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TINYGPT_CACHE", raising=False)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
