@@ -47,7 +47,13 @@ def test_several_gigabytes_go_through_little_memory(gigabytes: Path) -> None:
     little = folder / "little.txt"
     with gigabytes.open("rb") as text:
         little.write_bytes(text.read(10_000_000))
-    sizes = {"model__gpt__n_layer": 2, "model__gpt__n_embd": 128, "model__gpt__block_size": 128, "data__batch_size": 16}
+    sizes = {
+        "model__gpt__n_layer": 2,
+        "model__gpt__n_embd": 128,
+        "model__gpt__block_size": 128,
+        "data__batch_size": 16,
+        "data__cache_dir": folder / "data",
+    }
     speeds: dict[Path, list[float]] = {gigabytes: [], little: []}
     for turn in range(2):
         for path in speeds:
