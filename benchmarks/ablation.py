@@ -26,8 +26,8 @@ from pathlib import Path
 
 import yaml
 
-from tinygpt_pl.checkpoint import read_checkpoint
-from tinygpt_pl.corpus import default_cache_dir, load_corpus
+from tinygpt_pl.runs.checkpoint import read_checkpoint
+from tinygpt_pl.text.corpus import default_cache_dir, load_corpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,7 +141,7 @@ def equal_time(
 
 def step_time(run_dir: Path) -> float:
     """Seconds of a step of a run, by its own count of tokens a second."""
-    from tinygpt_pl.history import read_history
+    from tinygpt_pl.insight.history import read_history
 
     history = read_history(run_dir)
     (it, seen), *_ = history.curve("progress/tokens_seen")

@@ -21,10 +21,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from tinygpt_pl.corpus import load_corpus
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.tokenizer import Kind
-from tinygpt_pl.tokens import prepare
+from tinygpt_pl.text.corpus import load_corpus
+from tinygpt_pl.text.tokenizer import Kind
+from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import gather, window_starts
 
 WINDOWS, LENGTH = 64, 256  # of base.yaml
@@ -32,8 +32,8 @@ WINDOWS, LENGTH = 64, 256  # of base.yaml
 PREPARE = """if True:
     import os, re, sys, time
     from pathlib import Path
-    from tinygpt_pl.corpus import load_corpus
-    from tinygpt_pl.tokens import prepare
+    from tinygpt_pl.text.corpus import load_corpus
+    from tinygpt_pl.text.tokens import prepare
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     path, cache, kind = sys.argv[1:]
     corpus = load_corpus(path, Path(cache))

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from tests.zoo import BUGS, HEALTHY, SMALL, Case, run
-from tinygpt_pl.diagnosis import Diagnosis, diagnose
-from tinygpt_pl.history import read_history
+from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
+from tinygpt_pl.insight.history import read_history
 
 Row = tuple[Case, Diagnosis, set[str], float]
 """A case, its diagnosis from the event files alone, the faults that were told while it trained, and its seconds."""

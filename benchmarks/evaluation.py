@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from tinygpt_pl import TinyGPT
-from tinygpt_pl.checkpoint import read_checkpoint
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT
-from tinygpt_pl.machine import keep_freed_memory
+from tinygpt_pl.runs.checkpoint import read_checkpoint
+from tinygpt_pl.system.machine import keep_freed_memory
 from tinygpt_pl.windows import Ids, gather
 
 

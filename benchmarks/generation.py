@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-from tinygpt_pl.decoding import Decoder
+from tinygpt_pl.generation.decoding import Decoder
+from tinygpt_pl.generation.sampling import SamplingConfig, choose, stream, uniforms
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.sampling import SamplingConfig, choose, stream, uniforms
 
 CONFIG = SamplingConfig()
 SIZES = {"base": GPTConfig(), "cpu": GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128)}

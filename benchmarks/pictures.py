@@ -16,9 +16,9 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from tinygpt_pl.drawing import SHAPES, Size, svg
-from tinygpt_pl.history import History, read_history
-from tinygpt_pl.panels import loss
+from tinygpt_pl.insight.charts import SHAPES, Size, svg
+from tinygpt_pl.insight.history import History, read_history
+from tinygpt_pl.insight.panels import loss
 
 CURVES = Path(__file__).parent.parent / "docs" / "curves"
 

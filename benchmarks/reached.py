@@ -10,7 +10,7 @@ import math
 import statistics
 from pathlib import Path
 
-from tinygpt_pl.history import read_history
+from tinygpt_pl.insight.history import read_history
 
 
 def main() -> None:

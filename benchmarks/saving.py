@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt_pl.job import Job
-from tinygpt_pl.runs import checkpoint_path
-from tinygpt_pl.training import quieten
+from tinygpt_pl.commands.job import Job
+from tinygpt_pl.commands.outcome import quieten
+from tinygpt_pl.runs.folder import checkpoint_path
 
 CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
 

@@ -38,8 +38,8 @@ def child(config: str, begun: float) -> None:
     import lightning.pytorch as pl
 
     marks.append(time.time())
-    from tinygpt_pl.job import Job
-    from tinygpt_pl.training import quieten
+    from tinygpt_pl.commands.job import Job
+    from tinygpt_pl.commands.outcome import quieten
 
     quieten()
     marks.append(time.time())

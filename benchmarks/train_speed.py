@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tinygpt_pl.corpus import default_cache_dir, load_corpus
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.machine import matmul_flops, multiplies_bf16
+from tinygpt_pl.system.machine import matmul_flops, multiplies_bf16
+from tinygpt_pl.text.corpus import default_cache_dir, load_corpus
 
 ROOT = Path(__file__).parent.parent
 SIZES = {

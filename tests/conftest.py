@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.reference import english
-from tinygpt_pl.corpus import default_cache_dir
+from tinygpt_pl.text.corpus import default_cache_dir
 
 ROOT = Path(__file__).parent.parent
 COPIES = [
@@ -53,7 +53,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     """Run a command in this process; gives its exit code, its output and its errors."""
 
     def run(*args: str) -> tuple[int, str, str]:
-        from tinygpt_pl.cli import main
+        from tinygpt_pl.commands.main import main
 
         try:
             code = main(args)

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tinygpt_pl.callbacks import Evaluation, StepSeed, dropout_seed
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import OptimConfig
+from tinygpt_pl.training.evaluation import Evaluation, StepSeed, dropout_seed
 from tinygpt_pl.windows import window_starts
 
 SEED = 1337

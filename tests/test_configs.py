@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.runs import shell, table
+from tests.small_runs import shell, table
+from tinygpt_pl.commands.settings import build_parser
+from tinygpt_pl.exchange.huggingface import architecture_of
 from tinygpt_pl.gpt import GPTConfig, parameter_count
-from tinygpt_pl.huggingface import architecture_of
-from tinygpt_pl.options import build_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import scaling
+from tinygpt_pl.commands.settings import build_parser
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.options import build_parser
 
 TESTS = Path(__file__).parent
 FAULTS = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
 
 
 def test_each_of_the_thirty_cases_has_a_test_or_a_reason() -> None:
-    source = "\n".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
     tests = set(re.findall(r"^def (test_fault_\w+)\(", source, re.MULTILINE))
     rows = re.findall(r"^\| (\d+) (.*)$", FAULTS, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 31))

@@ -25,12 +25,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
-from tests.runs import FORKS, MODERN, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
-from tinygpt_pl import TinyGPT, job, module
-from tinygpt_pl.checkpoint import FORMAT, read_checkpoint, write_checkpoint
-from tinygpt_pl.files import PARTIAL, sweep
+from tests.small_runs import FORKS, MODERN, Run, assert_same, finish, load, outcome, scalars, shell, small, start, table
+from tinygpt_pl import TinyGPT, module
+from tinygpt_pl.commands import job
+from tinygpt_pl.commands.parser import VERBS
 from tinygpt_pl.guards import Diverged
-from tinygpt_pl.parser import VERBS
+from tinygpt_pl.runs.checkpoint import FORMAT, read_checkpoint, write_checkpoint
+from tinygpt_pl.system.files import PARTIAL, sweep
 from tinygpt_pl.windows import Batch
 
 RUN = Path("lightning_logs/version_0")
@@ -143,7 +144,7 @@ def limited(limit: int, args: list[str]) -> None:
     with open("output", "a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    from tinygpt_pl.cli import main
+    from tinygpt_pl.commands.main import main
 
     sys.exit(main(args))
 
@@ -792,8 +793,8 @@ def test_fault_03_settings_in_a_checkpoint_that_are_none(cli: Run, text_file: Pa
 
 def test_fault_16_every_load_is_a_safe_one() -> None:
     """No other way of reading a pickle is in the package, and none that falls back to an unsafe one."""
-    package = Path(job.__file__).parent
-    source = "\n".join(path.read_text() for path in package.glob("*.py"))
+    package = Path(module.__file__).parent
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
     assert re.findall(r"weights_only=(\w+)", source).count("True") == len(re.findall(r"weights_only=", source)) > 0
     assert not re.search(r"pickle\.|import pickle|joblib|dill", source)
     assert len(re.findall(r"torch\.load\(", source)) == 1

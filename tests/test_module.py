@@ -9,7 +9,7 @@ import torch
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tinygpt_pl.module import TinyGPT, TokenMean
 from tinygpt_pl.optim import OptimConfig
-from tinygpt_pl.tokenizer import CharTokenizer
+from tinygpt_pl.text.tokenizer import CharTokenizer
 
 
 def with_gradients() -> tuple[TinyGPT, torch.Tensor]:

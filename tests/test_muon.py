@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runs import assert_same
+from tests.small_runs import assert_same
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.muon import QUINTIC, RMS, STEPS, MuonAdamW, orthogonalized
 from tinygpt_pl.optim import OptimConfig, configure_optimizer, decay_groups

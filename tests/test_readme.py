@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Run, small
-from tinygpt_pl import GPT, GPTConfig, exchange, generation, review, warmup_cosine
-from tinygpt_pl.options import build_parser
+from tests.small_runs import Run, small
+from tinygpt_pl import GPT, GPTConfig, warmup_cosine
+from tinygpt_pl.commands import convert, diagnose, generate
+from tinygpt_pl.commands.settings import build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,11 +33,11 @@ def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypat
     intervals = {"cpu.yaml": 300, "small.yaml": 500, "modern.yaml": 100}
     expected = next((interval for name, interval in intervals.items() if name in options), 250)
     if verb == "generate":
-        generation.build_parser().parse_args(shlex.split(options))
+        generate.build_parser().parse_args(shlex.split(options))
     elif verb == "diagnose":
-        review.build_parser().parse_args(shlex.split(options))
+        diagnose.build_parser().parse_args(shlex.split(options))
     elif verb in ("export", "import"):
-        exchange.build_parser(verb).parse_args(shlex.split(options))
+        convert.build_parser(verb).parse_args(shlex.split(options))
     else:
         assert build_parser(verb).parse_args(shlex.split(options)).eval_interval == expected
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import shell, table
+from tests.small_runs import shell, table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

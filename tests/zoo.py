@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tests.reference import english
-from tests.runs import MODERN
-from tinygpt_pl import job
+from tests.small_runs import MODERN
+from tinygpt_pl.commands import job
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
 from tinygpt_pl.module import TinyGPT
@@ -213,7 +213,7 @@ def write_texts(folder: Path) -> dict[str, str]:
 
 def run(case: Case, folder: Path, common: Mapping[str, Any] = SMALL) -> tuple[Path, int, str]:
     """Train a case in this process; gives the run's folder, its exit code, and what was said."""
-    from tinygpt_pl.cli import main
+    from tinygpt_pl.commands.main import main
 
     texts = write_texts(folder)
     run_dir = folder / re.sub(r"\W+", "-", case.name)

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinygpt_pl.data import TextDataModule
+    from tinygpt_pl.generation.sampling import generate
     from tinygpt_pl.gpt import GPT, GPTConfig
     from tinygpt_pl.module import TinyGPT
     from tinygpt_pl.optim import OptimConfig, warmup_cosine
-    from tinygpt_pl.sampling import generate
-    from tinygpt_pl.tokenizer import CharTokenizer
+    from tinygpt_pl.text.tokenizer import CharTokenizer
 
 __version__ = version("tinygpt_pl")
 
 _HOMES = {
-    "CharTokenizer": "tokenizer",
+    "CharTokenizer": "text.tokenizer",
     "GPT": "gpt",
     "GPTConfig": "gpt",
     "OptimConfig": "optim",
     "TextDataModule": "data",
     "TinyGPT": "module",
-    "generate": "sampling",
+    "generate": "generation.sampling",
     "warmup_cosine": "optim",
 }
 

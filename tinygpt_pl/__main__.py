@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from tinygpt_pl.cli import main
+    from tinygpt_pl.commands.main import main
 
     sys.exit(main())
 except KeyboardInterrupt:  # before there is anything to save, while the libraries are imported for instance

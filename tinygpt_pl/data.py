@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 import lightning.pytorch as pl
 
-from tinygpt_pl.corpus import default_cache_dir, load_corpus
-from tinygpt_pl.tokenizer import SMALLEST, Kind, Tokenizer
-from tinygpt_pl.tokens import prepare
+from tinygpt_pl.text.corpus import default_cache_dir, load_corpus
+from tinygpt_pl.text.tokenizer import SMALLEST, Kind, Tokenizer
+from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
 
 Coverage = Literal["sampled", "full"]

@@ -17,8 +17,8 @@ from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.guards import check_step
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
-from tinygpt_pl.sharding import divide, hold_whole, joined
-from tinygpt_pl.tokenizer import Tokenizer, tokenizer_from
+from tinygpt_pl.text.tokenizer import Tokenizer, tokenizer_from
+from tinygpt_pl.training.sharding import divide, hold_whole, joined
 from tinygpt_pl.windows import Batch
 
 PATIENT_DEVICES = {"cuda"}

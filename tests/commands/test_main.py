@@ -1,0 +1,122 @@
+"""What the command line refuses, and how."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import Run
+from tinygpt_pl.commands.parser import VERBS
+from tinygpt_pl.commands.settings import build_parser
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model.gpt.n_layers=3"], "model.gpt.n_layers.*did you mean --model.gpt.n_layer"),
+        (["--trainer.max_stps=3"], "trainer.max_stps.*did you mean --trainer.max_steps"),
+        (["--trainer.val_check_interval=3"], "trainer.val_check_interval"),
+        (["--model.gpt.n_embd=wide"], "model.gpt.n_embd.*int.*wide"),
+        (["--model.optim.betas=0.9"], "model.optim.betas.*tuple.*0.9"),
+        (["--seed_everything=x"], "seed_everything.*x"),
+        (["--seed_everything=-1"], "seed.*-1"),
+        (["--model.gpt.n_embd=100"], "n_embd has to be a multiple of n_head, got n_embd 100 and n_head 6"),
+        (["--model.gpt.dropout=1.5"], r"dropout has to be in \[0, 1\), got 1.5"),
+        (["--model.optim.max_lr=-1"], "max_lr has to be positive and finite, got -1"),
+        (["--eval_interval=0"], "eval_interval has to be at least 1, got 0"),
+        (["--trainer.max_steps=-1"], "trainer.max_steps has to be at least 1, got -1"),
+        (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps has to be at least 1, got 0"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches.*at least 1, got 0"),
+        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val has to be at least 0, got -1"),
+        (["--trainer.gradient_clip_val=.nan"], "trainer.gradient_clip_val has to be at least 0, got nan"),
+        (["--trainer.log_every_n_steps=null"], "trainer.log_every_n_steps cannot be null"),
+        (["--config=../null.yaml"], "data.batch_size cannot be null"),
+        (["--config=../nulls.yaml"], "trainer.* cannot be null"),
+        (["--trainer.devices=-1", "--trainer.accelerator=cpu"], "trainer: .*devices"),
+        (["--trainer.accelerator=abacus"], "abacus"),
+        (["--trainer.strategy=ddp_spawn"], "trainer.strategy ddp_spawn .*; use ddp"),
+        (["--save_minutes=-1"], "save_minutes has to be at least 0, got -1"),
+        (["--save_minutes=.nan"], "save_minutes has to be at least 0, got nan"),
+        (["--trainer.precision=7"], "precision"),
+        (["--data.batch_size=0"], "batch_size has to be at least 1, got 0"),
+        (["--data.corpus=nowhere.txt"], "no corpus 'nowhere.txt'"),
+        (["--data.corpus=.."], "a window needs at least 257"),
+        (["--data.offline_corpus=null"], "could not be downloaded.*save it as data/tinyshakespeare.txt"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--config=../broken.yaml"], "config"),
+        (["--config=../unknown.yaml"], "n_layers"),
+        (["--ckpt_path=last"], "no last checkpoint: there is no run in"),
+        (["--ckpt_path=nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["--ckpt_path=../broken.yaml"], "damaged or no checkpoint"),
+        (["surplus"], "surplus"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_fault_25_a_mistake_costs_three_lines_and_exit_code_2(
+    cli: Run, tmp_path: Path, options: list[str], named: str
+) -> None:
+    (tmp_path / "broken.yaml").write_text("trainer: [3")
+    (tmp_path / "unknown.yaml").write_text("model: {gpt: {n_layers: 3}}")
+    (tmp_path / "null.yaml").write_text("data: {batch_size: null}")
+    (tmp_path / "nulls.yaml").write_text("trainer: null")
+    code, out, err = cli("fit", *options)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) <= 3
+    assert re.search(named, err, re.DOTALL), err
+    assert "Traceback" not in err
+    given = options[0].split("=")[0]
+    assert f"did you mean {given}?" not in err
+    assert {path.name for path in Path().iterdir()} <= {"data"}, "a refused command leaves more than the cache behind"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"", "is empty"),
+        (b"abc\xff", "not UTF-8: byte 0xff at offset 3"),
+        (b"ab" * 300, "the val split of .* has 60 of its 600 tokens, but a window needs at least 65"),
+        (b"ab" * 30, "the train split of .* has 54 of its 60 tokens, but a window needs at least 65"),
+    ],
+)
+def test_fault_20_21_and_22_an_unfit_text_costs_three_lines_and_exit_code_2(
+    cli: Run, tmp_path: Path, text: bytes, named: str
+) -> None:
+    (tmp_path / "text").write_bytes(text)
+    code, _, err = cli("fit", "--data.corpus=../text", "--model.gpt.block_size=64")
+    assert code == 2
+    assert len(err.splitlines()) <= 3
+    assert re.search(named, err), err
+
+
+def test_commands_are_listed_and_others_refused(cli: Run) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    assert all(verb in out for verb in VERBS)
+    assert cli()[0] == 2
+    code, _, err = cli("predict")
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_help_speaks_of_every_setting(cli: Run) -> None:
+    code, out, _ = cli("fit", "--help")
+    assert code == 0
+    for option in build_parser("fit")._option_string_actions:
+        assert option in out
+    text = " ".join(out.split())
+    assert "Share of activations dropped in training" in text
+    assert "windows per device and micro-batch" in text
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_scoring_needs_a_checkpoint(cli: Run, verb: str) -> None:
+    code, _, err = cli(verb)
+    assert code == 2
+    assert "no best checkpoint" in err

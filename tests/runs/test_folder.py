@@ -1,0 +1,119 @@
+"""Where checkpoints are looked for, who owns a folder, and how a curve goes back."""
+
+import os
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import FORKS
+from tinygpt_pl.runs.folder import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make(*names: str) -> None:
+    for name in names:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(MARK if path.name == "config.yaml" else "")
+
+
+def test_runs_are_numbered() -> None:
+    assert new_run_dir() == Path("lightning_logs/version_0")
+    make("lightning_logs/version_9/config.yaml", "lightning_logs/version_10/config.yaml", "lightning_logs/version_x/a")
+    assert new_run_dir() == Path("lightning_logs/version_11")
+
+
+def test_last_and_best_are_those_of_the_newest_run() -> None:
+    make(*(f"lightning_logs/version_{n}/checkpoints/{name}.ckpt" for n in (9, 10) for name in ("last", "best")))
+    make(*(f"lightning_logs/version_{n}/config.yaml" for n in (9, 10)), "lightning_logs/version_11/.lock")
+    assert find_checkpoint("last") == Path("lightning_logs/version_10/checkpoints/last.ckpt")
+    assert find_checkpoint("best") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
+    nine = Path("lightning_logs/version_9")
+    assert find_checkpoint("last", nine) == nine / "checkpoints/last.ckpt"
+    path = nine / "checkpoints/best.ckpt"
+    assert find_checkpoint(str(path)) == path
+
+
+def test_a_missing_checkpoint_is_never_a_start_from_scratch() -> None:
+    with pytest.raises(ValueError, match="no last checkpoint: there is no run in"):
+        find_checkpoint("last")
+    make("lightning_logs/version_3/config.yaml")
+    with pytest.raises(ValueError, match="no best checkpoint in lightning_logs/version_3; give the path of one"):
+        find_checkpoint("best")
+    make("lightning_logs/version_2/checkpoints/best.ckpt", "lightning_logs/version_2/config.yaml")
+    with pytest.raises(ValueError, match="the newest that has one is --run_dir lightning_logs/version_2"):
+        find_checkpoint("best")
+    with pytest.raises(ValueError, match=r"no checkpoint 'x\.ckpt'"):
+        find_checkpoint("x.ckpt")
+
+
+def test_a_folder_has_one_owner() -> None:
+    first = RunFolder(Path("run"))
+    with pytest.raises(ValueError, match=f"run is in use by process {os.getpid()}; wait for its end or give another"):
+        RunFolder(Path("run"))
+    first.release()
+    RunFolder(Path("run")).release()
+
+
+def claim(barrier: Barrier, folder: Path) -> None:
+    os.chdir(folder)
+    barrier.wait()
+    (RunFolder(None).path / "mine").touch()
+
+
+def test_processes_that_ask_at_the_same_time_get_folders_of_their_own(tmp_path: Path) -> None:
+    for round in range(5):
+        barrier = FORKS.Barrier(4)
+        processes = [FORKS.Process(target=claim, args=(barrier, tmp_path)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=100)
+            assert process.exitcode == 0
+        assert len(list(Path("lightning_logs").glob("version_*/mine"))) == 4 * (round + 1)
+
+
+def test_a_folder_that_nothing_was_written_into_goes_again() -> None:
+    RunFolder(Path("deep/down/run")).release()
+    assert list(Path().iterdir()) == []
+    Path("mine").mkdir()
+    RunFolder(Path("mine")).release()
+    assert Path("mine").is_dir(), "it was there before"
+    folder = RunFolder(None)
+    assert folder.path == Path("lightning_logs/version_0")
+    (folder.path / "config.yaml").touch()
+    folder.release()
+    assert (folder.path / "config.yaml").exists()
+
+
+def test_taking_a_folder_sweeps_what_was_never_finished() -> None:
+    make("run/config.yaml", "run/config.yaml.partial", "run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.partial")
+    RunFolder(Path("run")).release()
+    left = sorted(str(path) for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock")
+    assert left == ["run/checkpoints/last.ckpt", "run/config.yaml"]
+
+
+def test_a_curve_goes_back_to_where_it_was() -> None:
+    """Also where a file has lost its end meanwhile, and none but the curve's own files is touched."""
+    make("run/config.yaml")
+    for name, text in (("1", "abcdef"), ("2", "gh")):
+        Path(f"run/events.out.tfevents.{name}").write_text(text)
+    sizes = event_sizes(Path("run"))
+    assert sizes == {"events.out.tfevents.1": 6, "events.out.tfevents.2": 2}
+    Path("run/events.out.tfevents.1").write_text("abc")
+    Path("run/events.out.tfevents.2").write_text("ghijkl")
+    Path("run/events.out.tfevents.3").write_text("mno")
+    Path("run/events.out.tfevents.notes").write_text("mine")
+    rewind_events(Path("run"), {"events.out.tfevents.9": 1})
+    assert Path("run/events.out.tfevents.3").exists(), "the sizes are those of another curve"
+    rewind_events(Path("run"), sizes)
+    assert Path("run/events.out.tfevents.notes").read_text() == "mine"
+    Path("run/events.out.tfevents.notes").unlink()
+    left = {path.name: path.read_text() for path in Path("run").glob("events*")}
+    assert left == {"events.out.tfevents.1": "abc", "events.out.tfevents.2": "gh"}
+    assert Path("run/config.yaml").exists()

@@ -1,0 +1,188 @@
+"""Texts: what they are, how they are fetched once, and what is refused."""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tinygpt_pl.text.corpus import default_cache_dir, download, load_corpus
+from tinygpt_pl.text.tokens import prepare
+
+BODY = b"to be or not to be\n" * 50
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+@contextmanager
+def server(body: bytes, announced: int | None = None, status: int = 200) -> Iterator[tuple[str, list[str]]]:
+    """A web server on this machine that sends `body`, and the list of what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if announced is None else announced))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/input.txt", asked
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def test_tiny_shakespeare(shakespeare_cache: Path) -> None:
+    corpus = load_corpus("tinyshakespeare", shakespeare_cache)
+    assert corpus.name == "tinyshakespeare"
+    assert len(corpus.text) == 1_115_394
+    assert len(set(corpus.text)) == 65
+    assert corpus.text.startswith("First Citizen:\nBefore we proceed any further")
+
+
+def test_pydoc_needs_no_file(tmp_path: Path) -> None:
+    corpus = load_corpus("pydoc", tmp_path)
+    assert len(corpus.text) > 300_000
+    assert "assignment" in corpus.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_bytes("Straße\r\nβ\n".encode())
+    assert load_corpus(str(path), tmp_path).text == "Straße\r\nβ\n"
+
+
+def test_cache_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINYGPT_CACHE", raising=False)
+    assert default_cache_dir() == Path("data")
+    monkeypatch.setenv("TINYGPT_CACHE", "/elsewhere")
+    assert default_cache_dir() == Path("/elsewhere")
+
+
+def test_a_download_is_kept_and_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "text"
+    with server(BODY) as (url, asked):
+        download(url, SHA256, path)
+        download(url, SHA256, path)
+    assert path.read_bytes() == BODY
+    assert len(asked) == 1
+
+
+def test_processes_that_start_together_download_once(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    with server(BODY) as (url, asked):
+        code = f"""if True:
+            from pathlib import Path
+            from tinygpt_pl.text.corpus import download
+            download({url!r}, {SHA256!r}, Path({str(path)!r}))"""
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+        assert [process.wait(timeout=60) for process in processes] == [0] * 4
+    assert len(asked) == 1
+    assert path.read_bytes() == BODY
+
+
+def test_fault_20_a_wrong_download(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    with server(b"<html>Please log in</html>") as (url, _), pytest.raises(ValueError, match="was not kept"):
+        download(url, SHA256, path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("announced", "status"), [(len(BODY) + 7, 200), (None, 404)], ids=["broken off", "not found"])
+def test_fault_20_a_failed_download(tmp_path: Path, announced: int | None, status: int) -> None:
+    path = tmp_path / "new" / "text"
+    with server(BODY, announced, status) as (url, _), pytest.raises(ConnectionError, match="could not be downloaded"):
+        download(url, SHA256, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_another_corpus_stands_in_if_it_may(tmp_path: Path) -> None:
+    assert load_corpus("tinyshakespeare", tmp_path, offline_corpus="pydoc").name == "pydoc"
+    with pytest.raises(ConnectionError, match="save it as"):
+        load_corpus("tinyshakespeare", tmp_path)
+
+
+def test_a_cached_file_that_is_another_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tinyshakespeare.txt").write_bytes(BODY)
+    with pytest.raises(ValueError, match="is not Tiny Shakespeare"):
+        load_corpus("tinyshakespeare", tmp_path, offline_corpus="pydoc")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"abc\xff\xfe", "not UTF-8: byte 0xff at offset 3"),
+        ("abc€".encode()[:-1], "not UTF-8: byte 0xe2 at offset 3"),
+    ],
+)
+def test_fault_20_and_22_an_unfit_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        prepare(load_corpus(str(path), tmp_path), tmp_path, 0.1, "char", 0)
+    assert not list(tmp_path.glob("tokens/*"))
+
+
+def test_fault_20_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a file, a folder nor one of tinyshakespeare, pydoc"):
+        load_corpus("tinyshakespear", tmp_path)
+    with pytest.raises(ValueError, match="there is no file in it"):
+        load_corpus(str(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match="there is no file in it"):
+        load_corpus(str(tmp_path / "*.txt"), tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_fault_20_an_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(BODY)
+    path.chmod(0)
+    with pytest.raises(OSError, match="Permission denied"):
+        load_corpus(str(path), tmp_path)
+
+
+def test_folders_and_patterns_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, text in {"b.txt": "2", "a.txt": "1", "sub/c.md": "3", ".hidden": "x", ".git/d": "x"}.items():
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert load_corpus(str(tmp_path / "texts"), tmp_path).text == "1\n\n2\n\n3"
+    assert load_corpus(str(tmp_path / "texts" / "*.txt"), tmp_path).text == "1\n\n2"
+    assert load_corpus(str(tmp_path / "texts" / "**" / "*.m?"), tmp_path).text == "3"
+
+
+def test_a_folder_may_have_the_signs_of_a_pattern_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    (tmp_path / "[old]" / "a*.txt").write_text("1")
+    assert load_corpus(str(tmp_path / "[old]"), tmp_path).text == "1"
+    assert load_corpus(str(tmp_path / "[old]" / "a*.txt"), tmp_path).text == "1"
+
+
+def test_files_of_several_kinds_are_one_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone\n".encode())
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two"))
+    (tmp_path / "c.jsonl").write_bytes(b'{"body": "three"}\n{"body": ""}\n{"body": "four"}\n')
+    assert load_corpus(str(tmp_path), tmp_path, field="body").text == "one\n\n\ntwo\n\nthree\n\nfour"
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="cannot be read twice"):
+        load_corpus(str(tmp_path / "pipe"), tmp_path)

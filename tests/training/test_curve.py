@@ -1,0 +1,79 @@
+"""The rows of the curve."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reference import CLIP, GPT_CONFIG, OPTIM, lightning_fit
+from tests.small_runs import scalars
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.system.machine import matmul_flops
+from tinygpt_pl.training.curve import Curve, EventLogger
+from tinygpt_pl.windows import Batch
+
+
+def test_a_row_speaks_of_all_micro_batches_of_its_step(text_file: Path, tmp_path: Path) -> None:
+    """Lightning's own logging would keep the last micro-batch alone."""
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    record = lightning_fit(
+        text_file,
+        TinyGPT(GPT_CONFIG, OPTIM),
+        batch_size=4,
+        accumulate=4,
+        callbacks=(Curve(log_every_n_steps=5),),
+        logger=EventLogger(run),
+    )
+    curve = scalars(run)
+    assert [step for step, _ in curve["train/loss"]] == [0, 5, 10, 15, 20, 25]
+    for step, loss in curve["train/loss"]:
+        assert loss == pytest.approx(record.train_losses[step], rel=1e-6)
+    for step, norm in curve["optim/grad_norm"]:
+        assert norm == pytest.approx(record.grad_norms[step], rel=1e-6)
+    for step, lr in curve["optim/lr"]:
+        assert [lr, lr] == pytest.approx(record.learning_rates[step], rel=1e-6)
+    clipped = [norm > CLIP for norm in record.grad_norms]
+    for step, share in curve["optim/clipped_share"]:
+        since = clipped[max(step - 4, 0) : step + 1]
+        assert share == pytest.approx(sum(since) / len(since))
+    assert curve["progress/tokens_seen"] == [(step, 256.0 * (step + 1)) for step in range(0, 30, 5)]
+
+
+class SleepingStep(TinyGPT):
+    """A step of 10 ms and more, and evaluations that take much longer."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        time.sleep(0.01)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        time.sleep(0.1)
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+def test_throughput_is_that_of_training_alone(text_file: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, callback = SleepingStep(GPT_CONFIG, OPTIM), Curve(log_every_n_steps=5)
+    lightning_fit(text_file, module, callbacks=(callback,), logger=EventLogger(tmp_path))
+    curve = scalars(tmp_path)
+    speeds = [speed for _, speed in curve["perf/tokens_per_second"]]
+    assert max(speeds) < 16 * 16 / 0.01
+    assert sorted(speeds)[3] > 16 * 16 / 0.04, "evaluations were counted in"
+    for speed, (_, mfu) in zip(speeds, curve["perf/mfu"], strict=True):
+        assert mfu == pytest.approx(speed * module.gpt.flops_per_token() / callback.ceiling, rel=1e-5)
+
+
+def test_counting_goes_on_where_a_checkpoint_left_it() -> None:
+    curve = Curve()
+    curve.clipped, curve.steps = torch.tensor(3), 7
+    other = Curve()
+    other.load_state_dict(curve.state_dict())
+    assert (other.clipped, other.steps) == (3.0, 7)
+
+
+def test_the_ceiling_is_a_rate_of_this_machine() -> None:
+    rate = matmul_flops(torch.device("cpu"), "32-true")
+    assert 1e8 < rate < 1e14

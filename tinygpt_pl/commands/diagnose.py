@@ -1,0 +1,77 @@
+"""The command diagnose: what the event files of runs tell, in words and as a page."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tinygpt_pl.commands.parser import PROG, VERBS, Parser
+from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
+from tinygpt_pl.insight.history import History, read_history
+from tinygpt_pl.runs.folder import EVENTS, newest_run
+from tinygpt_pl.system.files import replacing
+
+FOUND = 3
+"""Exit code of a run that is ill."""
+
+
+def build_parser() -> Parser:
+    """The options of diagnose."""
+    parser = Parser(prog=f"{PROG} diagnose", description=VERBS["diagnose"], allow_abbrev=False)
+    parser.add_argument("run_dirs", nargs="*", type=str, help="folders of runs; the newest one if left out")
+    parser.add_argument("--report", action="store_true", help="write a page with charts, one for all runs, besides")
+    parser.add_argument(
+        "--output", type=str | None, help="the page; report.html in the run's folder, or here for several, if left out"
+    )
+    return parser
+
+
+def prepare(verb: str, options: Sequence[str]) -> Callable[[], int]:
+    """Read the words and the runs; gives what is left to do, which gives the exit code.
+
+    Raises:
+        ValueError: if there is no such run, or the page cannot be made.
+        OSError: if a file cannot be read or the page's folder is missing.
+    """
+    config = build_parser().parse_args(options)
+    folders = [Path(os.path.expanduser(name)) for name in config.run_dirs or [newest_run()]]
+    runs: dict[str, History] = {}
+    for folder in folders:
+        if not any(path.is_file() for path in folder.glob(EVENTS)):
+            raise ValueError(
+                f"no run in {str(folder)!r}: give a folder that fit has written, as lightning_logs/version_0"
+            )
+        runs[str(folder)] = read_history(folder)
+    if config.output and not config.report:
+        raise ValueError(f"--output {config.output} is the place of a page: ask for one with --report")
+    output, page = Path(config.output or (folders[0] if len(runs) == 1 else Path()) / "report.html"), ""
+    if config.report:
+        from tinygpt_pl.insight.report import page as make_page
+
+        page = make_page(runs)
+        if not output.parent.is_dir() or output.is_dir():
+            raise ValueError(f"{output} cannot be the page: it has to be a file in a folder that exists")
+
+    def work() -> int:
+        verdicts = {name: diagnose(history) for name, history in runs.items()}
+        for name, verdict in verdicts.items():
+            print(*describe(name, verdict), sep="\n")
+        if page:
+            with replacing(output) as file:
+                file.write(page.encode())
+            print(f"report: {output}")
+        return 0 if all(verdict.healthy for verdict in verdicts.values()) else FOUND
+
+    return work
+
+
+def describe(name: str, verdict: Diagnosis) -> list[str]:
+    """A run's diagnosis as lines of text."""
+    lines = [f"{name}: {verdict.line}"]
+    for finding in verdict.findings:
+        lines += [
+            f"  {'FINDING' if finding.fault else 'remark'} {finding.name}, at iteration {finding.it}",
+            f"    seen:   {finding.evidence}",
+            f"    likely: {'; or '.join(finding.causes)}",
+            f"    change: {finding.fix}",
+        ]
+    return lines

@@ -1,0 +1,217 @@
+"""The command generate: text goes to the output as it is drawn, everything else to the error stream."""
+
+import io
+import itertools
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import torch
+from jsonargparse import Namespace, set_parsing_settings
+from tqdm import tqdm
+
+from tinygpt_pl.commands.parser import PROG, VERBS, Parser
+from tinygpt_pl.generation.sampling import SamplingConfig, stream
+from tinygpt_pl.runs.checkpoint import load_network, read_or_point
+from tinygpt_pl.runs.folder import find_checkpoint
+from tinygpt_pl.system.files import decode_utf8
+from tinygpt_pl.system.machine import find_device
+from tinygpt_pl.text.tokenizer import Tokenizer
+
+LONGEST_PROMPT = 2**26  # bytes
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What the first bytes of a character decode to while the others are missing."""
+
+
+class Sample:
+    """A text that grows by one token at a time, until a stop string ends it."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.text, self.ended, self._shown = "", False, 0
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> None:
+        """Take a token, unless the text has ended."""
+        if self.ended:
+            return
+        self._pending.append(token)
+        piece = self.tokenizer.decode(self._pending)
+        if not piece.endswith(UNFINISHED):
+            self._append(piece)
+
+    def _append(self, piece: str) -> None:
+        before = len(self.text)
+        self.text += piece
+        self._pending.clear()
+        found = [self.text.find(word, max(0, before - len(word) + 1)) for word in self.stop]
+        if any(at >= 0 for at in found):
+            self.text, self.ended = self.text[: min(at for at in found if at >= 0)], True
+
+    def end(self) -> None:
+        """Take no more tokens."""
+        if not self.ended:
+            self._append(self.tokenizer.decode(self._pending))
+            self.ended = True
+
+    def take(self) -> str:
+        """What has become certain since the last call: not what may be the beginning of a stop string."""
+        held = 0
+        if not self.ended:
+            starts = (word[:n] for word in self.stop for n in range(1, len(word)))
+            held = max((len(start) for start in starts if self.text.endswith(start)), default=0)
+        since, self._shown = self._shown, max(self._shown, len(self.text) - held)
+        return self.text[since : self._shown]
+
+
+def build_parser() -> Parser:
+    """The options of the command."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"{PROG} generate", description=VERBS["generate"], allow_abbrev=False)
+    parser.add_checkpoint()
+    parser.add_argument("--prompt", type=str, default="", help="text to go on from; it is part of the output")
+    parser.add_argument("--prompt_file", type=str | None, help="a file to read it from; - for the standard input")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="tokens to draw for each sample")
+    parser.add_class_arguments(SamplingConfig)
+    parser.add_argument("--num_samples", type=int, default=1, help="texts to draw, all at once")
+    parser.add_argument("--seed", type=int | None, help="repeats the very text; another each time if left out")
+    parser.add_argument(
+        "--stop", type=str, action="append", default=[], help="end a text before these words; repeatable"
+    )
+    parser.add_argument(
+        "--exact_window",
+        action="store_true",
+        help="once the window is full, read it again whole for each token, instead of its newer half once in a while",
+    )
+    parser.add_argument(
+        "--accelerator",
+        type=Literal["auto", "cpu", "gpu", "cuda", "mps"],
+        default="auto",
+        help="where the network runs; auto takes a GPU if there is one",
+    )
+    return parser
+
+
+def prepare(verb: str, options: Sequence[str]) -> Callable[[], None]:
+    """All that can be wrong with the words; gives what then writes the text.
+
+    Raises:
+        ValueError: for a setting or a file that is wrong.
+        OSError: if a file cannot be read.
+    """
+    return Generation(build_parser().parse_args(options)).write
+
+
+class Generation:
+    """A prompt, a network that has read none of it yet, and how it is to go on."""
+
+    def __init__(self, config: Namespace) -> None:
+        """Check the settings against each other, and load the network.
+
+        Raises:
+            ValueError: for a setting or a file that is wrong.
+            OSError: if a file cannot be read.
+        """
+        for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
+            if not least <= config[name] < 2**31:
+                raise ValueError(f"{name} has to be at least {least} and below 2**31, got {config[name]}")
+        if "" in config.stop:
+            raise ValueError("stop has to be some text, got ''")
+        self.config = config
+        self.sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
+        self.prompt = prompt_of(config.prompt, config.prompt_file)
+        path = find_checkpoint(config.ckpt_path, config.run_dir)
+        checkpoint = read_or_point(path)
+        gpt, self.tokenizer = load_network(checkpoint)
+        self.gpt = gpt.to(find_device(config.accelerator))
+        try:
+            ids = self.tokenizer.encode(self.prompt) if self.prompt else [self.tokenizer.start]
+        except ValueError as error:
+            raise ValueError(f"the prompt cannot be read: {error}") from None
+        self.idx = torch.as_tensor(ids, dtype=torch.long).expand(config.num_samples, -1)  # (B, T)
+        self.seed = secrets.randbits(32) if config.seed is None else config.seed
+        self.tokens = stream(self.gpt, self.idx, self.sampling, seed=self.seed, exact_window=config.exact_window)
+        self.notes = [f"{path}, iteration {checkpoint['global_step']}; seed {self.seed}"]
+        T, size = self.idx.size(1), gpt.config.block_size
+        if T > size:
+            self.notes.append(f"NOTE: the network sees the last {size} of the prompt's {T} {self.tokenizer.unit}s")
+
+    def write(self) -> None:
+        """Draw, and write each sample as it grows, one after another."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
+        print(*self.notes, sep="\n", file=sys.stderr)
+        samples = [Sample(self.tokenizer, self.config.stop) for _ in self.idx]
+        start, drawn = time.perf_counter(), 0
+        shown = self._show(samples)
+        next(shown)
+        for token in tqdm(
+            itertools.islice(self.tokens, self.config.max_new_tokens),
+            total=self.config.max_new_tokens,
+            disable=sys.stdout.isatty() or not sys.stderr.isatty(),  # on a terminal, the text itself is the progress
+            leave=False,
+        ):
+            drawn += 1
+            for sample, one in zip(samples, token.tolist(), strict=True):
+                sample.add(one)
+            next(shown, None)
+            if all(sample.ended for sample in samples):
+                break
+        for sample in samples:
+            sample.end()
+        for _ in shown:
+            pass
+        seconds = time.perf_counter() - start
+        if drawn:
+            total = drawn * len(samples)
+            print(
+                f"{total:,} {self.tokenizer.unit}s in {seconds:.1f}s, {total / seconds:,.0f} a second", file=sys.stderr
+            )
+
+    def _show(self, samples: Sequence[Sample]) -> Iterator[None]:
+        """At each step, write what has become certain of the samples up to the first that has not ended."""
+        for number, sample in enumerate(samples, 1):
+            if len(samples) > 1:
+                print(f"--- sample {number} of {len(samples)}", file=sys.stderr, flush=True)
+            sys.stdout.write(self.prompt)
+            while True:
+                ended = sample.ended
+                sys.stdout.write(sample.take())
+                sys.stdout.flush()
+                if ended:
+                    break
+                yield
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def prompt_of(prompt: str, prompt_file: str | None) -> str:
+    """The text to go on from.
+
+    Raises:
+        ValueError: if both are given, or the file is not UTF-8.
+        OSError: if the file cannot be read.
+    """
+    if prompt_file is None:
+        return prompt
+    if prompt:
+        raise ValueError("give --prompt or --prompt_file, not both")
+    if prompt_file == "-":
+        if sys.stdin is None:
+            raise ValueError("there is no standard input to read the prompt from")
+        return _read(sys.stdin.buffer, "the standard input")
+    with Path(os.path.expanduser(prompt_file)).open("rb") as file:
+        return _read(file, prompt_file)
+
+
+def _read(file: BinaryIO, name: str) -> str:
+    raw = file.read(LONGEST_PROMPT + 1)
+    if len(raw) > LONGEST_PROMPT:  # a device without an end, for instance
+        raise ValueError(f"{name} has more than {LONGEST_PROMPT} bytes, which is no prompt")
+    return decode_utf8(raw, name)

@@ -1,0 +1,267 @@
+"""Checkpoints as folders of Hugging Face transformers, and such folders as checkpoints; no code in either is run."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from tinygpt_pl.exchange import gpt2, llama
+from tinygpt_pl.gpt import GPTConfig
+from tinygpt_pl.runs.checkpoint import FORMAT, DamagedCheckpoint, load_network
+from tinygpt_pl.system.files import decode_utf8, making
+from tinygpt_pl.text.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+ARCHITECTURES = (gpt2, llama)
+"""What a network can be in transformers; each module has the same functions."""
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+UNUSED = ("normalizer", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+"""Parts that a tokenizer.json can have but GPT-2's has not: with them a text may not come back as it was."""
+
+
+def architecture_of(gpt: GPTConfig) -> ModuleType:
+    """What holds a network in transformers.
+
+    Raises:
+        ValueError: if nothing does, with what each of them lacks.
+    """
+    misfits = {architecture: architecture.misfits(gpt) for architecture in ARCHITECTURES}
+    for architecture, lacking in misfits.items():
+        if not lacking:
+            return architecture
+    reasons = "; ".join(f"its {a.NAME} has no {', no '.join(lacking)}" for a, lacking in misfits.items())
+    raise ValueError(f"transformers has no network like this one: {reasons}")
+
+
+def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Write a checkpoint as a folder that transformers opens: network, tokenizer, and where they come from.
+
+    Raises:
+        DamagedCheckpoint: if the checkpoint is no sound network.
+        ValueError: if transformers has none like it.
+        OSError: if a file cannot be written.
+    """
+    gpt, tokenizer = load_network(checkpoint)
+    architecture = architecture_of(gpt.config)
+    weights = architecture.exported(gpt.state_dict(), gpt.config)
+    origin = {
+        "format": "pt",
+        "tinygpt_pl": version("tinygpt_pl"),
+        "iteration": str(checkpoint["global_step"]),
+        "val_loss": str(checkpoint["val_loss"]),
+        "corpus": checkpoint["corpus"]["name"],
+        "corpus_sha256": checkpoint["corpus"]["sha256"],
+        "config": checkpoint["config"],
+    }
+    files = {
+        WEIGHTS: safetensors.torch.save(weights, origin),
+        CONFIG: _json(
+            {
+                **architecture.config_of(gpt.config),
+                **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
+                "dtype": "float32",
+            }
+        ),
+        TOKENIZER: _tokenizer_json(tokenizer).encode(),
+        # transformers' pipeline writes 256 tokens if nobody says how many, and fails at the end of the window.
+        "generation_config.json": _json(
+            {
+                "max_new_tokens": min(256, max(gpt.config.block_size // 2, 1)),
+                **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text),
+            }
+        ),
+        "tokenizer_config.json": _json(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": gpt.config.block_size,
+                "clean_up_tokenization_spaces": False,
+                **({} if tokenizer.end_of_text is None else dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)),
+            }
+        ),
+    }
+    with making(folder) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+CHARACTERS = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+"""How the library tokenizers cuts a text into characters."""
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+"""How it turns a text into bytes, and back; each byte goes by a character that can be seen."""
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> str:
+    """A tokenizer.json; that of characters has no unknown token, so that one outside the vocabulary is an error."""
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.json
+    if isinstance(tokenizer, ByteTokenizer):
+        ids, pre_tokenizer, decoder = {sign: byte for byte, sign in _byte_signs()}, BYTES, BYTES
+        model: dict[str, Any] = {"type": "BPE", "vocab": ids, "merges": []}
+    else:
+        ids = {character: i for i, character in enumerate(tokenizer.characters)}
+        pre_tokenizer, decoder = CHARACTERS, {"type": "Fuse"}
+        model = {"type": "WordLevel", "vocab": ids, "unk_token": ""}
+    parts: dict[str, Any] = {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
+        "added_tokens": [],
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": decoder,
+        "model": model,
+    }
+    return _json(parts).decode()
+
+
+def _byte_signs() -> Iterator[tuple[int, str]]:
+    """The character that each byte goes by in byte-level encodings: itself where it can be seen (GPT-2)."""
+    others = itertools.count(256)
+    for byte in range(256):
+        seen = 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173)
+        yield byte, chr(byte if seen else next(others))
+
+
+def import_folder(folder: Path) -> dict[str, Any]:
+    """Read a folder of transformers as a checkpoint of no iterations, to write with or to train further.
+
+    Raises:
+        ValueError: if something in it is missing, damaged, or not what the network of gpt.py can be.
+        OSError: if a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    gpt, weights = _read_network(folder)
+    tokenizer = _read_tokenizer(folder)
+    asked, known = gpt.vocab_size, tokenizer.vocab_size
+    if asked != known:
+        raise ValueError(f"{folder}: vocab_size is {asked} in {CONFIG}, but the tokenizer has {known} tokens")
+    settings = {name: value for name, value in asdict(gpt).items() if name != "vocab_size"}
+    checkpoint = {
+        "format": FORMAT,
+        "pytorch-lightning_version": version("lightning"),  # which Lightning looks for
+        "state_dict": {f"gpt.{name}": tensor for name, tensor in weights.items()},
+        "hyper_parameters": {"gpt": asdict(gpt), "optim": {}, "tokenizer": asdict(tokenizer)},
+        "config": yaml.safe_dump({"model": {"gpt": settings}, "trainer": {}}),
+        "corpus": {"name": "", "sha256": ""},
+        **{name: [] for name in ("optimizer_states", "lr_schedulers")},
+        **{name: {} for name in ("loops", "callbacks", "events")},
+        "global_step": 0,
+        "epoch": 0,
+        "windows_per_step": 0,
+        "evaluated": -1,
+        "val_loss": math.nan,
+    }
+    try:
+        load_network(checkpoint)
+    except DamagedCheckpoint as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return checkpoint
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(decode_utf8(path.read_bytes(), "it"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings")
+    return content
+
+
+def _read_network(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The network of a folder: its shape by its config.json, and its parameters by the names of gpt.py."""
+    path = folder / CONFIG
+    config = _read_json(path)
+    found = config.get("model_type")
+    architecture = next((a for a in ARCHITECTURES if found in a.MODEL_TYPES), None)
+    if architecture is None:
+        known = ", ".join(name for a in ARCHITECTURES for name in a.MODEL_TYPES)
+        raise ValueError(f"{path}: model_type has to be one of {known}, got {found}")
+    try:
+        gpt = architecture.settings_of(config)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    stored = _read_weights(folder)
+    try:
+        weights = architecture.imported(stored, gpt)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{folder / WEIGHTS}: {name} holds {tensor.dtype}")
+    return gpt, {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / TOKENIZER
+    if not path.exists() and (folder / "vocab.json").exists():
+        return BPETokenizer(_join_bpe(folder))
+    content = _read_json(path)
+    if content == json.loads(_tokenizer_json(ByteTokenizer())):
+        return ByteTokenizer()
+    try:
+        kind, ids, decoder = content["model"]["type"], content["model"]["vocab"], content["decoder"]["type"]
+        if kind == "WordLevel" and content["pre_tokenizer"] == CHARACTERS:
+            characters = "".join(sorted(ids, key=ids.__getitem__))
+            if [ids[character] for character in characters] == list(range(len(ids))):
+                return CharTokenizer(characters)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no tokenizer: {error!r}") from None
+    if (kind, decoder) != ("BPE", "ByteLevel"):
+        raise ValueError(f"{path} has to be byte-level BPE, or of characters as `export` writes it, got {kind}")
+    parts = {"normalizer": content.get("normalizer"), **content["model"]}
+    for name in UNUSED:
+        if parts.get(name):
+            raise ValueError(f"{path}: {name} has to be left out, got {parts[name]!r}")
+    return BPETokenizer(path.read_text(encoding="utf-8"))
+
+
+def _join_bpe(folder: Path) -> str:
+    """The tokenizer.json of a vocab.json and a merges.txt, the two files of older folders."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    except ImportError:
+        raise ValueError("a vocab.json needs a library: pip install tokenizers") from None
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library's own, which has no class but this
+        raise ValueError(f"{folder}: {error}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return str(tokenizer.to_str())
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Parameters by their names in the file."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        others = sorted(file.name for file in folder.glob("*model*") if file != path)
+        found = f"only {', '.join(others)}; save it again as one file of safetensors" if others else "no weights"
+        raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
+    try:
+        stored: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except Exception as error:  # of the library, or of torch for a size that it lacks
+        raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
+    return stored

@@ -1,0 +1,1 @@
+"""Disk, devices and terminal. It imports nothing else of the package, and has no public face: import its files."""

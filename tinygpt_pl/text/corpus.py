@@ -1,0 +1,161 @@
+"""Texts to train on: by name, downloaded once into the cache, or from files."""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from glob import escape, glob
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from tinygpt_pl.system.files import make_once
+from tinygpt_pl.text.texts import Progress, read_texts
+
+DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
+
+SEPARATOR = "\n\n"
+"""What stands between two texts; a tokenizer with a token for that takes it instead."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts and the name they go by."""
+
+    name: str
+    sources: tuple[Path | str, ...]
+    """Files in the order they are read in, or texts themselves."""
+    field: str = "text"
+    """Where a record of a .jsonl file has its text."""
+
+    def parts(self, progress: Progress = lambda count: None) -> Iterator[str]:
+        """The whole of it in pieces, none of them empty, with a SEPARATOR between two texts.
+
+        Raises:
+            ValueError: as `read_texts` does.
+            OSError: if a file cannot be read.
+        """
+        before = ""
+        for source in self.sources:
+            for text in [[source]] if isinstance(source, str) else read_texts(source, self.field, progress):
+                separator = before
+                for piece in filter(None, text):
+                    yield from filter(None, (separator, piece))
+                    separator, before = "", SEPARATOR
+
+    @property
+    def text(self) -> str:
+        """The whole of it at once."""
+        return "".join(self.parts())
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(source.stat().st_size for source in self.sources if isinstance(source, Path))
+
+    def signature(self) -> list[Any]:
+        """What is another once the text is another, without reading it: size and times of each file."""
+        return [self.field, *map(_signature, self.sources)]
+
+
+def _signature(source: Path | str) -> list[Any]:
+    if isinstance(source, str):
+        return [hashlib.sha256(source.encode()).hexdigest()]
+    status = source.stat()
+    # The time of the last change, which nobody can set, besides that of the content, which copying may keep.
+    return [str(source.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def default_cache_dir() -> Path:
+    """Where downloads and token files are kept: $TINYGPT_CACHE, else `data`."""
+    return Path(os.environ.get("TINYGPT_CACHE") or "data")
+
+
+def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None, field: str = "text") -> Corpus:
+    """Find a corpus by name (see CORPORA), or else the files of that path or pattern.
+
+    Args:
+        corpus: the name; the path of a file or folder; or a pattern with `*`, and `**` for any folders.
+        cache_dir: where a download is looked for and kept.
+        offline_corpus: what to take instead if the download fails; the result's name tells.
+        field: where a record of a .jsonl file has its text.
+
+    Raises:
+        ValueError: if there is no such name or file, or a download is not what it should be.
+        ConnectionError: if the download fails and there is no `offline_corpus`.
+        OSError: if something cannot be read.
+    """
+    if corpus in CORPORA:
+        try:
+            return Corpus(corpus, (CORPORA[corpus](cache_dir),))
+        except ConnectionError:
+            if offline_corpus is None:
+                raise
+            return load_corpus(offline_corpus, cache_dir, field=field)
+    return Corpus(corpus, tuple(_find(corpus)), field)
+
+
+def _find(corpus: str) -> list[Path]:
+    """The files of a path or pattern, in the order of their names; hidden ones are left out of folders and patterns."""
+    path = Path(os.path.expanduser(corpus))
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = glob(f"{escape(str(path))}/**", recursive=True)
+    elif any(sign in corpus for sign in "*?["):
+        found = glob(str(path), recursive=True)
+    elif path.exists():
+        raise ValueError(f"corpus {corpus!r} cannot be read twice; save it as a file")
+    else:
+        raise ValueError(f"no corpus {corpus!r}: neither a file, a folder nor one of {', '.join(CORPORA)}")
+    files = sorted(file for file in map(Path, found) if file.is_file())
+    if not files:
+        raise ValueError(f"no corpus {corpus!r}: there is no file in it")
+    return files
+
+
+def download(url: str, sha256: str, path: Path) -> None:
+    """Bring a file into the cache, once however many processes ask at the same time.
+
+    Raises:
+        ValueError: if what arrives has another SHA-256; nothing is kept then.
+        ConnectionError: if it cannot be had.
+    """
+    make_once(path, lambda file: file.write(_fetch(url, sha256, path)))
+
+
+def _fetch(url: str, sha256: str, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            raw: bytes = response.read()
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(
+            f"{url} could not be downloaded ({error}); save it as {path}, or give another --data.corpus"
+        ) from None
+    found = hashlib.sha256(raw).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{url} sent a file with SHA-256 {found}, not {sha256}; it was not kept")
+    return raw
+
+
+def _tinyshakespeare(cache_dir: Path) -> Path:
+    path = cache_dir / "tinyshakespeare.txt"
+    sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    if not path.exists():
+        download(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt", sha256, path
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path} is not Tiny Shakespeare (its SHA-256 differs); delete it to download it again")
+    return path
+
+
+def _pydoc(cache_dir: Path) -> str:
+    from pydoc_data.topics import topics  # half a megabyte of text that only this corpus needs
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+CORPORA: dict[str, Callable[[Path], Path | str]] = {"tinyshakespeare": _tinyshakespeare, "pydoc": _pydoc}
+"""The named corpora: Tiny Shakespeare, and the language reference that every CPython carries: real text, no network."""

@@ -1,0 +1,272 @@
+"""Token files: a corpus encoded once, in a stream, into a file of the cache that is then mapped into memory.
+
+A token file is a file of safetensors with the two splits, `train` and `val`, and in its metadata what it was made of.
+"""
+
+import hashlib
+import json
+import mmap
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby, takewhile
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from tinygpt_pl.system.files import make_once
+from tinygpt_pl.text.corpus import SEPARATOR, Corpus
+from tinygpt_pl.text.texts import Progress
+from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer, tokenizer_from
+
+FORMAT = 1
+"""Counts up when files of the version before are no longer what this one makes."""
+
+DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32}
+"""Names of safetensors for the kinds of numbers that ids are kept as, smallest first."""
+
+BATCH = 2**20  # characters that are encoded at a time
+
+LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the two parts of a corpus."""
+
+    ids: npt.NDArray[np.unsignedinteger[Any]]
+    """Its tokens, in the file."""
+    characters: int
+    bytes: int
+    """Its length as UTF-8."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A corpus as tokens."""
+
+    splits: dict[str, Split]
+    tokenizer: Tokenizer
+    sha256: str
+    """Of the text."""
+
+
+def prepare(
+    corpus: Corpus, cache_dir: Path, val_fraction: float, kind: Kind, vocab_size: int, known: Tokenizer | None = None
+) -> Tokens:
+    """Open the token file of a corpus, after making it if there is none.
+
+    Args:
+        corpus: what to encode.
+        cache_dir: where token files are kept, in its folder `tokens`.
+        val_fraction: share of the characters, at the end, that are the split `val`.
+        kind: of the tokenizer to make: of all characters of the text, or of the pairs of bytes in the split `train`.
+        vocab_size: tokens of one of the kind bpe.
+        known: a tokenizer of this kind to use instead.
+
+    Raises:
+        ValueError: if the text is unfit or unknown to the tokenizer, or the file is not as it was written.
+        OSError: if a file cannot be read or written.
+    """
+    signature = corpus.signature()
+
+    def place(given: Any) -> tuple[Path, str]:
+        made_of = _sha256(json.dumps([FORMAT, signature, val_fraction, given]))
+        name = Path(corpus.name).stem[:40].replace("*", "_") or "corpus"
+        return cache_dir / "tokens" / f"{name}-{made_of[:12]}.safetensors", made_of
+
+    path, made_of = place([kind, vocab_size if kind == "bpe" else 0])
+    if known is not None:
+        if path.exists() and (tokens := read_tokens(path, made_of)).tokenizer == known:  # that of the run itself
+            return tokens
+        path, made_of = place(asdict(known))
+
+    passes = 3 if kind == "bpe" and known is None else 2
+
+    def write(file: BinaryIO) -> None:
+        with progress_bar(f"preparing {corpus.name}", passes * corpus.size) as bar:
+            _write(file, corpus, val_fraction, known or (kind, vocab_size), made_of, bar.update)
+        if corpus.signature() != signature:
+            raise ValueError(f"corpus {corpus.name!r} changed while it was read; give the command again")
+
+    make_once(path, write)
+    return read_tokens(path, made_of)
+
+
+def progress_bar(name: str, size: int) -> "tqdm[Any]":
+    """A bar over bytes that are going to be read; none where that takes no time."""
+    seconds = 0.25 if sys.stderr.isatty() else 30.0  # from one redrawing to the next; a log file needs few
+    return tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1.0, leave=False, mininterval=seconds)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one reading of a text tells."""
+
+    sha256: str
+    length: int
+    characters: str
+    """Those that occur in it, sorted."""
+
+
+def survey(corpus: Corpus, progress: Progress) -> Survey:
+    """Read a corpus through.
+
+    Raises:
+        ValueError: if it is empty, or as `Corpus.parts` does.
+        OSError: as it does.
+    """
+    digest, length, seen = hashlib.sha256(), 0, np.zeros(sys.maxunicode + 1, dtype=bool)
+    for batch in _batches(corpus.parts(progress)):
+        text = "".join(batch)
+        digest.update(text.encode())
+        length += len(text)
+        seen[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)] = True
+    if not length:
+        raise ValueError(f"corpus {corpus.name!r} is empty")
+    return Survey(digest.hexdigest(), length, "".join(map(chr, np.flatnonzero(seen).tolist())))
+
+
+def _batches(parts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _divided(parts: Iterable[str], at: int) -> Iterator[tuple[str, str]]:
+    """The parts with the split that each belongs to; one that lies across the boundary is cut."""
+    for part in parts:
+        train, val = part[: max(at, 0)], part[max(at, 0) :]
+        at -= len(part)
+        if train:
+            yield "train", train
+        if val:
+            yield "val", val
+
+
+def _make_tokenizer(
+    corpus: Corpus, text: Survey, boundary: int, kind: Kind, vocab_size: int, progress: Progress
+) -> Tokenizer:
+    if kind == "char":
+        return CharTokenizer(text.characters)
+    if kind == "byte":
+        return ByteTokenizer()
+    train = takewhile(lambda pair: pair[0] == "train", _divided(corpus.parts(progress), boundary))
+    return BPETokenizer.from_texts((part for _, part in train), vocab_size)
+
+
+def _check_known(corpus: Corpus, text: Survey, tokenizer: Tokenizer) -> None:
+    if isinstance(tokenizer, CharTokenizer) and (unknown := set(text.characters) - set(tokenizer.characters)):
+        some = ", ".join(map(repr, sorted(unknown)[:10]))
+        raise ValueError(
+            f"corpus {corpus.name!r} has {len(unknown)} characters that are not among the {tokenizer.vocab_size} known "
+            f"ones: {some}{', …' * (len(unknown) > 10)}"
+        )
+
+
+def _encode(tokenizer: Tokenizer, batch: list[str]) -> npt.NDArray[np.integer[Any]]:
+    if not isinstance(tokenizer, BPETokenizer):
+        return tokenizer.encode("".join(batch))
+    end = tokenizer.end_of_text
+    if end is None or SEPARATOR not in batch:
+        return np.concatenate(tokenizer.encode_all(batch))
+    ids = tokenizer.encode_all([part for part in batch if part != SEPARATOR])
+    texts = iter(ids)
+    return np.concatenate([np.array([end], np.int32) if part == SEPARATOR else next(texts) for part in batch])
+
+
+def _write(
+    file: BinaryIO,
+    corpus: Corpus,
+    val_fraction: float,
+    wanted: Tokenizer | tuple[Kind, int],
+    made_of: str,
+    progress: Progress,
+) -> None:
+    """Read the text once to know it, and once more to encode it; a third time between, where tokens are made of it."""
+    text = survey(corpus, progress)
+    boundary = int(text.length * (1 - val_fraction))
+    if isinstance(wanted, tuple):
+        tokenizer = _make_tokenizer(corpus, text, boundary, *wanted, progress)
+    else:
+        tokenizer = wanted
+        _check_known(corpus, text, tokenizer)
+    dtype = next(name for name, kind in DTYPES.items() if tokenizer.vocab_size <= np.iinfo(kind).max + 1)
+    facts = {"format": FORMAT, "made_of": made_of, "sha256": text.sha256, "tokenizer": asdict(tokenizer)}
+    facts["tokenizer_sha256"] = _sha256(json.dumps(facts["tokenizer"]))
+    room = len(_header(facts, dtype, _counts(LARGEST), 0))
+    file.write(bytes(room))
+    counts = _counts(0)
+    for split, parts in groupby(_divided(corpus.parts(progress), boundary), key=itemgetter(0)):
+        count = counts[split]
+        for batch in _batches(part for _, part in parts):
+            ids = _encode(tokenizer, batch).astype(DTYPES[dtype])
+            file.write(ids.tobytes())
+            count["tokens"] += len(ids)
+            count["characters"] += sum(map(len, batch))
+            count["bytes"] += sum(len(part.encode()) for part in batch)
+    file.seek(0)
+    file.write(_header(facts, dtype, counts, room))
+
+
+def _counts(number: int) -> dict[str, dict[str, int]]:
+    return {split: dict.fromkeys(("tokens", "characters", "bytes"), number) for split in ("train", "val")}
+
+
+def _header(facts: dict[str, Any], dtype: str, counts: dict[str, dict[str, int]], room: int) -> bytes:
+    """The beginning of a file of safetensors: its own length in eight bytes, then JSON, then spaces."""
+    content: dict[str, Any] = {"__metadata__": {"tinygpt_pl": json.dumps({**facts, "splits": counts})}}
+    end = 0
+    for split, count in counts.items():
+        begin, end = end, end + count["tokens"] * np.dtype(DTYPES[dtype]).itemsize
+        content[split] = {"dtype": dtype, "shape": [count["tokens"]], "data_offsets": [begin, end]}
+    raw = json.dumps(content).encode()
+    length = max(room - 8, len(raw) + -len(raw) % 8)  # ids have to lie at multiples of their size
+    return length.to_bytes(8, "little") + raw.ljust(length)
+
+
+def read_tokens(path: Path, made_of: str) -> Tokens:
+    """Map a token file into memory: what is not looked at is never read.
+
+    Raises:
+        ValueError: if it is truncated, of another format or made of something else than its name says.
+        OSError: if it cannot be opened.
+    """
+    try:
+        with safe_open(path, framework="numpy") as header:  # sees that header and length fit each other
+            facts = json.loads(header.metadata()["tinygpt_pl"])
+            dtype = header.get_slice("train").get_dtype()
+        tokenizer, counts = tokenizer_from(facts["tokenizer"]), facts["splits"]
+        if (facts["format"], facts["made_of"]) != (FORMAT, made_of):
+            raise ValueError("it is of another text, tokenizer or version")
+        if facts["tokenizer_sha256"] != _sha256(json.dumps(facts["tokenizer"])):
+            raise ValueError("its tokenizer is not as it was written")
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(area, "madvise"):
+            area.madvise(mmap.MADV_RANDOM)  # else the kernel reads far more than the window that is asked for
+        splits = {}
+        for name, count in counts.items():
+            ids = np.frombuffer(area, DTYPES[dtype], count["tokens"], start)
+            splits[name] = Split(ids, count["characters"], count["bytes"])
+            start += ids.nbytes
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be used ({error}); delete it, and it is made again") from None
+    return Tokens(splits, tokenizer, facts["sha256"])

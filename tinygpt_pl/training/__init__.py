@@ -1,0 +1,4 @@
+"""The Trainer of the recipe and its callbacks.
+
+It imports everything but `exchange` and `commands`.
+"""

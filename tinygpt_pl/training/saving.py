@@ -1,0 +1,190 @@
+"""When checkpoints are saved, and how a run is stopped without losing a step."""
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO
+
+from tinygpt_pl.runs.checkpoint import iteration_of, read_checkpoint, write_checkpoint
+from tinygpt_pl.runs.folder import checkpoint_path
+from tinygpt_pl.training.console import warn
+from tinygpt_pl.windows import Batch
+
+
+class CheckpointFiles(CheckpointIO):
+    """Has Lightning write each checkpoint whole or not at all, and read it as data.
+
+    `failures` has the reason for each file whose newest state could not be written.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[Path, str] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a file; where that fails, the old one stays, and the run goes on with a warning."""
+        path = Path(os.path.relpath(path))
+        try:
+            write_checkpoint(checkpoint, path)
+        except OSError as error:
+            if path not in self.failures:
+                warn(f"{path} could not be written ({error.strerror or error}); the next save tries again")
+            self.failures[path] = error.strerror or str(error)
+        else:
+            self.failures.pop(path, None)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a file into main memory."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a file."""
+        Path(path).unlink(missing_ok=True)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint with the lowest validation loss."""
+
+    def __init__(self, run_dir: Path, files: CheckpointFiles) -> None:
+        super().__init__(
+            dirpath=run_dir / "checkpoints",
+            filename="best",
+            monitor="eval/val_loss",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+        self.files = files
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save an improvement; one that could not be saved is none."""
+        before = self.state_dict()
+        before["best_k_models"] = dict(before["best_k_models"])
+        super().on_validation_end(trainer, pl_module)
+        improved = self.best_model_score is not before["best_model_score"]
+        if improved and trainer.strategy.broadcast(Path(os.path.relpath(self.best_model_path)) in self.files.failures):
+            super().load_state_dict(before)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; Lightning forgets the best score where the folder has another name than before."""
+        here = Path(str(self.dirpath))
+        best = here / Path(state_dict["best_model_path"]).name
+        if iteration_of(best) >= 0:  # not so in a new folder, whose best is yet to come
+            scores = {str(best): score for score in state_dict["best_k_models"].values()}
+            paths = {"dirpath": str(here), "best_model_path": str(best), "kth_best_model_path": str(best)}
+            super().load_state_dict({**state_dict, **paths, "best_k_models": scores})
+
+
+class Interrupted(Exception):
+    """A signal has ended the run at a boundary between two optimizer steps, and its state is saved."""
+
+    def __init__(self, signum: int, iteration: int, path: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at iteration {iteration}")
+        self.signum, self.path = signum, path
+
+
+class StopSignals(Callback):
+    """Notes the first Ctrl-C, SIGTERM or SIGUSR1 while the run trains; a second one ends the process at once.
+
+    SIGUSR1 is what a cluster is commonly told to send before the time of a job is up.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over from Lightning, which would stop in mid-step; at the end it gives the signals back itself."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in self.SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as for a job in the background of a script
+                    signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.received = signum
+        with suppress(OSError):  # whoever read it may have gone by the same signal
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state: saved after each evaluation, every few minutes between, and when a signal stops the run.
+
+    It has to come after the best checkpoint, of which it keeps the record, and after all that counts steps.
+    """
+
+    def __init__(self, run_dir: Path, minutes: float, signals: StopSignals) -> None:
+        """Save nothing yet.
+
+        Args:
+            run_dir: the folder of the run.
+            minutes: the longest time between two saves, as far as steps are shorter than that.
+            signals: what may stop the run.
+        """
+        self.path, self.seconds, self.signals = checkpoint_path(run_dir, "last"), 60.0 * minutes, signals
+        self.due = 0.0
+        self.common: list[int] = []  # batches of an evaluation that every process has, in each split
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.due = time.monotonic() + self.seconds
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after each evaluation."""
+        self._save(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """At the end of an optimizer step, save if it is time to, and stop if a signal came."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._heed(trainer, self.signals.received or int(time.monotonic() >= self.due))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out how long all processes look for signals together: one may have fewer batches than another."""
+        self.common = [self._agree(trainer, int(size), "min") for size in trainer.num_val_batches]
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop in the middle of an evaluation if a signal came; the run that goes on begins with it."""
+        if batch_idx < self.common[dataloader_idx]:
+            self._heed(trainer, self.signals.received)
+
+    def _heed(self, trainer: pl.Trainer, wish: int) -> None:
+        """Do the most that any process wishes: nothing (0), save (1), or save and stop (a signal's number)."""
+        wish = self._agree(trainer, wish, "max")
+        if wish:
+            self._save(trainer)
+        if wish > 1:
+            raise Interrupted(wish, trainer.global_step, self.path)
+
+    @staticmethod
+    def _agree(trainer: pl.Trainer, number: int, reduce_op: str) -> int:
+        """The least or the largest of the numbers that the processes have."""
+        if trainer.world_size == 1:
+            return number
+        tensor = torch.tensor(float(number), device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(tensor, reduce_op=reduce_op))
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.due = time.monotonic() + self.seconds
