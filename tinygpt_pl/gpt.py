@@ -6,7 +6,7 @@ B windows in a batch, T tokens in a window, C channels (`n_embd`), H heads, K he
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -299,12 +299,15 @@ class GPT(nn.Module):
 
 
 def parameter_count(config: GPTConfig) -> int:
-    """Parameters of a network of this shape, without building it."""
-    C, M = config.n_embd, config.mlp_size
-    qkv = (config.n_head + 2 * config.kv_heads) * config.head_size
-    wide = 2 * M if config.activation == "swiglu" else M
-    norm = 1 + (config.norm == "layernorm" and config.bias)  # vectors
-    block = qkv * C + C * C + wide * C + C * M + config.bias * (qkv + C + wide + C) + 2 * norm * C
-    block += config.qk_norm * 2 * norm * config.head_size
-    positions = config.block_size if config.position == "learned" else 0
-    return config.n_layer * block + (config.vocab_size + positions + norm) * C
+    """Number of parameters of a model of this shape, counted without memory for them.
+
+    Raises:
+        ValueError: if there are more than torch can count.
+    """
+    try:
+        with torch.device("meta"):
+            one_block = GPT(replace(config, n_layer=1))  # all blocks are alike
+    except (RuntimeError, OverflowError):
+        raise ValueError(f"a model with n_embd {config.n_embd} has more parameters than can be counted") from None
+    total, block = (sum(p.numel() for p in part.parameters()) for part in (one_block, one_block.h[0]))
+    return total + (config.n_layer - 1) * block

@@ -1,6 +1,12 @@
-"""What a run is stopped for: a wrong start, and a loss or gradient that has left all bounds."""
+"""What a run is stopped for: a wrong start, a loss or gradient that has left all bounds, and a signal."""
 
 import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 class Unhealthy(RuntimeError):
@@ -13,6 +19,18 @@ class WrongStart(Unhealthy):
 
 class Diverged(Unhealthy):
     """The loss or its gradient left all bounds."""
+
+
+class Interrupted(Exception):
+    """A signal has ended the run between two optimizer steps, and its state is saved in `path`."""
+
+    def __init__(self, signum: int, iteration: int, path: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at iteration {iteration}")
+        self.signum, self.path = signum, path
+
+
+class Misused(Exception):
+    """A callback or plugin of the user's that Lightning cannot use, found while it runs."""
 
 
 def expected_start(vocab_size: int) -> float:
@@ -73,6 +91,55 @@ def check_step(it: int, loss: float, grad_norm: float, lr: float) -> None:
             f"at iteration {it} the loss is {loss:.4f} and the gradient norm {grad_norm:.4g}, at learning rate "
             f"{lr:.2e}; the step was not taken.\n{CALMER}"
         )
+
+
+class StepGuard:
+    """Stops a run at its first optimizer step whose loss or gradient norm is not finite.
+
+    Looking at a number waits for the device that computes it. A GPU should not be waited for at each step, so `defer`
+    keeps the numbers there: the first failure is remembered on the device, and `check` raises when it is asked.
+    """
+
+    def __init__(self) -> None:
+        self.failed: Tensor | None = None
+        self.first = torch.empty(0)
+
+    def defer(self, device: torch.device) -> Tensor:
+        """Keep failures on the device from now on.
+
+        Returns:
+            A scalar that is 0.0 and becomes 1.0, in place, with the first failure: the flag of an optimizer that skips
+            steps by itself.
+        """
+        self.failed = torch.zeros((), device=device)
+        self.first = torch.full((3,), math.nan, device=device)  # iteration, loss and norm of the first failure
+        return self.failed
+
+    def see(self, it: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
+        """Look at an optimizer step before it is taken; the arguments are those of `check_step`.
+
+        Raises:
+            Diverged: as `check_step` does, unless failures are kept on the device.
+        """
+        if self.failed is None:
+            check_step(it, loss.item(), grad_norm.item(), lr)
+        else:
+            step = torch.stack([torch.full_like(loss, it), loss, grad_norm]).to(self.first)
+            self.first = torch.where((self.failed == 0) & ~step.isfinite().all(), step, self.first)
+            self.failed.copy_(self.first[0].isfinite())
+
+    def check(self, lr: Callable[[int], float]) -> None:
+        """Wait for the device, and see whether all steps so far were finite.
+
+        Args:
+            lr: the learning rate of an iteration.
+
+        Raises:
+            Diverged: if one was not.
+        """
+        if self.failed is not None and self.failed.item():
+            it, loss, grad_norm = self.first.tolist()
+            check_step(int(it), loss, grad_norm, lr(int(it)))
 
 
 def check_evaluation(it: int, train_loss: float, val_loss: float, vocab_size: int, lr: float) -> None:

@@ -2,36 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
-from tinygpt_pl.guards import check_step
+from tinygpt_pl.guards import StepGuard
 from tinygpt_pl.optim import FUSED_DEVICES, OptimConfig, configure_optimizer, decay_groups, scheduled_lr
 from tinygpt_pl.text.tokenizer import Tokenizer, tokenizer_from
-from tinygpt_pl.training.sharding import divide, hold_whole, joined
 from tinygpt_pl.windows import Batch
-
-PATIENT_DEVICES = {"cuda"}
-"""Where a fused AdamW itself can leave a step out, so that nobody has to wait for the device to look at each first."""
 
 Settings = TypeVar("Settings", GPTConfig, OptimConfig)
 
 
 class TokenMean(Metric):
-    """Mean over the tokens of all batches and devices; a loss that is not a number makes it one.
+    """Token-weighted mean over all batches and devices; a NaN loss makes the mean NaN.
 
-    torchmetrics' own MeanMetric waits for the device at each batch to look for such losses, and where it is told not to
-    look, version 1.9 forgets the weights.
+    torchmetrics' own MeanMetric waits for the device at each batch to look for NaN, and where it is told not to look,
+    version 1.9 forgets the weights.
     """
 
     total: Tensor
@@ -93,12 +90,15 @@ class TinyGPT(pl.LightningModule):
         )
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
-        self.failure = torch.empty(0)  # iteration, loss and gradient norm of the first step that was not finite
+        self.step_guard = StepGuard()
+        self.compiled: Callable[..., Any] | None = None
+        """The model compiled for the training step; evaluations have batches of other shapes."""
 
     def configure_model(self) -> None:
-        """Divide the weights among the devices, if the strategy is one that does."""
-        if self.device_mesh is not None:
-            divide(self.gpt, self.device_mesh)
+        """Shard the weights among the devices, if the strategy asks for it; Lightning may call this twice."""
+        if self.device_mesh is not None and not isinstance(self.gpt, FSDPModule):
+            for part in (*self.gpt.h, self.gpt):  # a block is gathered while it computes
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with targets (B, T), the loss in nats per token."""
@@ -117,9 +117,8 @@ class TinyGPT(pl.LightningModule):
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        # A compiled network is compiled for the training step; evaluations have batches of other shapes.
-        network = self.gpt if self.training else self.gpt._call_impl  # what is not compiled, but with its hooks
-        _, loss = network(*batch)  # type: ignore[no-untyped-call]  # torch's
+        model = self.compiled if self.compiled and self.training else self.gpt
+        _, loss = model(*batch)
         assert isinstance(loss, Tensor)
         return loss
 
@@ -130,7 +129,6 @@ class TinyGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report both losses, and what follows from them, to checkpoints and callbacks."""
-        hold_whole(self.gpt, False)
         train, val = _read(self.train_loss), _read(self.val_loss)
         report = {
             "eval/train_loss": train,
@@ -138,16 +136,13 @@ class TinyGPT(pl.LightningModule):
             "eval/gap": val - train,
             "eval/val_perplexity": val.exp(),
         }
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, TextDataModule):  # in these units, networks with other tokens compare
-            for tag, unit in (("char", "character"), ("byte", "byte")):
-                report[f"eval/val_bits_per_{tag}"] = val / math.log(2) * data.tokens_per[unit]
+        # In these units, models with different tokenizers compare.
+        tokens_per = getattr(getattr(self.trainer, "datamodule", None), "tokens_per", {})
+        for tag, unit in (("char", "character"), ("byte", "byte")):
+            if unit in tokens_per:
+                report[f"eval/val_bits_per_{tag}"] = val / math.log(2) * tokens_per[unit]
         # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
         self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
-
-    def on_test_start(self) -> None:
-        """Make each device independent of the others."""
-        hold_whole(self.gpt, True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
@@ -195,42 +190,28 @@ class TinyGPT(pl.LightningModule):
 
         Raises:
             ValueError: for clipping by value.
-            Diverged: if the loss or the norm is not finite. Such a step is not taken; on a patient device AdamW takes
-                no later one either, and `check_steps` raises before anything is saved.
+            Diverged: if the loss or the norm is not finite; such a step is not taken. Where failures are kept on the
+                device, `check_steps` raises instead, before anything is saved.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
-        self.grad_norm = joined(nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf))
-        # An infinite gradient is nothing special in float16: the loss is scaled down and the step left out.
-        grad_norm = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
-        if self.fused and self.device.type in PATIENT_DEVICES:
-            it = torch.full_like(self.step_loss, self.global_step)
-            self._keep_failure(torch.stack([it, self.step_loss, grad_norm]))
-            # Muon heeds no such mark; but what it spoils is never saved.
-            optimizer.found_inf = self.failure[0].isfinite().float()  # type: ignore[attr-defined]
-        else:
-            check_step(self.global_step, self.step_loss.item(), grad_norm.item(), self.learning_rate(self.global_step))
-
-    def _keep_failure(self, step: Tensor) -> None:
-        if not self.failure.numel():
-            self.failure = torch.full_like(step, math.nan)
-        first = self.failure[0].isnan() & ~step.isfinite().all()
-        self.failure = torch.where(first, step, self.failure)
+        norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # An infinite gradient is nothing special in float16: the loss is scaled down and the step skipped.
+        checked = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
+        self.step_guard.see(self.global_step, self.step_loss, checked, self.learning_rate(self.global_step))
 
     def check_steps(self) -> None:
-        """Wait for a patient device, and see whether all steps so far were finite.
+        """See whether all optimizer steps so far were finite.
 
         Raises:
             Diverged: if one was not.
         """
-        it, loss, grad_norm = self.failure.tolist() if self.failure.numel() else (math.nan, 0.0, 0.0)
-        if not math.isnan(it):
-            check_step(int(it), loss, grad_norm, self.learning_rate(int(it)))
+        self.step_guard.check(self.learning_rate)
 
     def on_validation_start(self) -> None:
-        """See that there is something to evaluate, and make each device independent of the others."""
+        """See that there is something to evaluate."""
         self.check_steps()
-        hold_whole(self.gpt, True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See that there is something to save."""

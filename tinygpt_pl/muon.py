@@ -67,13 +67,14 @@ class MuonAdamW(AdamW):
             self.state[p]["step"] += 1
         gradients = torch.stack([p.grad for p in matrices])  # type: ignore[misc]  # none is None; (n, rows, columns)
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
-        torch._foreach_lerp_(momenta, gradients.unbind(), 1 - group["momentum"])
+        for momentum, gradient in zip(momenta, gradients, strict=True):
+            momentum.lerp_(gradient, 1 - group["momentum"])
         directions = gradients.lerp(torch.stack(momenta), group["momentum"])
         parts = torch.split(directions, list(group["rows"]) or [directions.size(1)], 1)
         updates = torch.cat([orthogonalized(part) * RMS * math.sqrt(max(part.shape[1:])) for part in parts], 1)
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"])
-        for p in matrices:
+        for p, update in zip(matrices, updates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"])
             p.grad = None
 
 

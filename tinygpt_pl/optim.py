@@ -19,7 +19,7 @@ Algorithm = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
 """After the warm-up half a cosine, or a level rate that falls at the end (warm-up, stable, decay; arXiv 2404.06395)."""
 
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch.utils._foreach_utils, `_get_fused_kernels_supported_devices`
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that torch.optim.AdamW 2.13 accepts `fused=True` for
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,13 @@ def decay_groups(network: GPT, config: OptimConfig) -> list[dict[str, Any]]:
             muon.setdefault(network.config.joined.get(part, ()), []).append(p)
         else:
             (decay if p.dim() >= 2 else no_decay).append(p)
-    return [
-        *(
-            {
-                **{"name": "muon", "params": matrices, "weight_decay": config.weight_decay},
-                **{"momentum": config.momentum, "rows": rows},
-            }
-            for rows, matrices in sorted(muon.items())
-        ),
-        {"name": "decay", "params": decay, "weight_decay": config.weight_decay},
-        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
+    shared = {"weight_decay": config.weight_decay}
+    muon_groups = [
+        {"name": "muon", "params": matrices, "momentum": config.momentum, "rows": rows, **shared}
+        for rows, matrices in sorted(muon.items())
     ]
+    no_decay_group = {"name": "no_decay", "params": no_decay, "weight_decay": 0.0}
+    return [*muon_groups, {"name": "decay", "params": decay, **shared}, no_decay_group]
 
 
 def configure_optimizer(network: GPT, config: OptimConfig, *, fused: bool) -> AdamW:

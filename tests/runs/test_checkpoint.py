@@ -11,9 +11,7 @@ import torch
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import (
     FORMAT,
-    OURS,
-    SETTINGS,
-    TEXT,
+    Content,
     DamagedCheckpoint,
     check_same_network,
     check_weights,
@@ -22,6 +20,7 @@ from tinygpt_pl.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from tinygpt_pl.text.tokenizer import CharTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +28,30 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
+SHAPE, TOKENIZER = GPTConfig(vocab_size=2, n_layer=2, dropout=0.1), CharTokenizer("ab")
+
+
 def smallest(**changes: Any) -> dict[str, Any]:
     """A mapping that passes for a checkpoint."""
-    checkpoint: dict[str, Any] = {"format": FORMAT, **{name: kind() for name, kind in OURS.items()}}
-    checkpoint["hyper_parameters"] = {name: kind() for name, kind in SETTINGS.items()}
-    checkpoint["corpus"] = {name: kind() for name, kind in TEXT.items()}
-    return checkpoint | changes
+    return {
+        "format": FORMAT,
+        **{name: {} for name in ("state_dict", "loops", "callbacks", "events")},
+        **{name: [] for name in ("optimizer_states", "lr_schedulers")},
+        **dict.fromkeys(("global_step", "windows_per_step", "evaluated"), 0),
+        "hyper_parameters": {"gpt": asdict(SHAPE), "optim": {}, "tokenizer": asdict(TOKENIZER)},
+        "config": "",
+        "corpus": {"name": "", "sha256": ""},
+        "val_loss": 0.0,
+    } | changes
 
 
 def test_what_is_written_is_read() -> None:
     state = {"weight": torch.randn(3, 2), "half": torch.ones(4, dtype=torch.bfloat16)}
     write_checkpoint(smallest(state_dict=state, config="a: 1"), Path("deep/x.ckpt"))
     checkpoint = read_checkpoint(Path("deep/x.ckpt"))
-    assert checkpoint["config"] == "a: 1"
+    assert checkpoint.content["config"] == "a: 1"
     for name, tensor in state.items():
-        assert torch.equal(checkpoint["state_dict"][name], tensor)
+        assert torch.equal(checkpoint.content["state_dict"][name], tensor)
     assert [path.name for path in Path("deep").iterdir()] == ["x.ckpt"]
 
 
@@ -51,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_file() -> None:
     write_checkpoint(smallest(config="old"), Path("x.ckpt"))
     with pytest.raises(AttributeError, match="pickle"):
         write_checkpoint(smallest(config=lambda: None), Path("x.ckpt"))
-    assert read_checkpoint(Path("x.ckpt"))["config"] == "old"
+    assert read_checkpoint(Path("x.ckpt")).content["config"] == "old"
     assert [path.name for path in Path().iterdir()] == ["x.ckpt"]
 
 
@@ -81,14 +89,14 @@ def test_no_byte_of_a_file_breaks_the_reader() -> None:
         except DamagedCheckpoint:
             refused += 1
         else:
-            assert torch.equal(checkpoint["state_dict"]["weight"], torch.arange(3.0))
+            assert torch.equal(checkpoint.content["state_dict"]["weight"], torch.arange(3.0))
     assert refused > 50
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", Content.__annotations__)
 def test_a_checkpoint_that_lacks_something_is_named(name: str) -> None:
     torch.save(smallest(**{name: None}), "x.ckpt")
-    with pytest.raises(DamagedCheckpoint, match=f"x.ckpt is damaged: its {name} is no {OURS[name].__name__}"):
+    with pytest.raises(DamagedCheckpoint, match=f"x.ckpt is damaged: its {name} is missing or of another type"):
         read_checkpoint(Path("x.ckpt"))
 
 
@@ -122,12 +130,26 @@ def test_weights_of_another_shape_are_named() -> None:
 
 
 def test_networks_are_compared_but_for_dropout() -> None:
-    asked = GPTConfig(vocab_size=2, n_layer=2, dropout=0.1)
-    stored = {"hyper_parameters": {"gpt": asdict(asked), "tokenizer": {"characters": "ab"}}}
-    check_same_network(stored, replace(asked, dropout=0.3))
-    del stored["hyper_parameters"]["gpt"]["activation"]  # as in a checkpoint from before there was a choice
-    check_same_network(stored, asked)
+    torch.save(smallest(), "x.ckpt")
+    stored = read_checkpoint(Path("x.ckpt"))
+    check_same_network(stored, replace(SHAPE, dropout=0.3))
     with pytest.raises(ValueError, match="n_layer is 2 in the checkpoint and 3 here"):
-        check_same_network(stored, replace(asked, n_layer=3))
+        check_same_network(stored, replace(SHAPE, n_layer=3))
+
+
+def test_a_vocabulary_of_another_size_is_damage() -> None:
+    content = smallest()
+    content["hyper_parameters"]["tokenizer"] = {"characters": "abc"}
+    torch.save(content, "x.ckpt")
     with pytest.raises(DamagedCheckpoint, match="no network with its vocabulary"):
-        check_same_network({"hyper_parameters": {"gpt": asdict(asked), "tokenizer": {"characters": "abc"}}}, asked)
+        read_checkpoint(Path("x.ckpt"))
+
+
+def test_a_checkpoint_from_before_there_was_a_choice() -> None:
+    """Neither the activation nor the kind of the tokenizer was stored by the first version."""
+    content = smallest()
+    content["hyper_parameters"]["tokenizer"] = {"characters": "ab"}
+    del content["hyper_parameters"]["gpt"]["activation"]
+    torch.save(content, "x.ckpt")
+    checkpoint = read_checkpoint(Path("x.ckpt"))
+    assert (checkpoint.gpt, checkpoint.tokenizer) == (SHAPE, TOKENIZER)

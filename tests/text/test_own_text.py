@@ -75,5 +75,8 @@ def test_a_network_that_brings_its_tokenizer_takes_no_other(cli: Run, text_file:
     assert len(err.splitlines()) <= 3
     code, _, err = cli(*start, *small(text_file, trainer__max_steps=2), "--run_dir=on")
     assert code == 0, err
-    assert load(Path("on/checkpoints/last.ckpt"))["hyper_parameters"]["tokenizer"] == {"encoding": "utf-8"}
+    assert load(Path("on/checkpoints/last.ckpt"))["hyper_parameters"]["tokenizer"] == {
+        "encoding": "utf-8",
+        "kind": "byte",
+    }
     assert "tokenizer: byte" in Path("on/config.yaml").read_text()

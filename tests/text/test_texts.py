@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tinygpt_pl.text.texts import BLOCK, read_texts
+from tinygpt_pl.text.corpus import BLOCK, read_texts
 from tinygpt_pl.text.tokenizer import BPETokenizer
 
 

@@ -2,3 +2,7 @@
 
 It may import everything; only `__main__`, tests and benchmarks import it.
 """
+
+from tinygpt_pl.commands.main import main
+
+__all__ = ["main"]

@@ -1,10 +1,11 @@
 """The command diagnose: what the event files of runs tell, in words and as a page."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tinygpt_pl.commands.parser import PROG, VERBS, Parser
+from tinygpt_pl.commands.outcome import Work
+from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
 from tinygpt_pl.insight.history import History, read_history
 from tinygpt_pl.runs.folder import EVENTS, newest_run
@@ -16,7 +17,7 @@ FOUND = 3
 
 def build_parser() -> Parser:
     """The options of diagnose."""
-    parser = Parser(prog=f"{PROG} diagnose", description=VERBS["diagnose"], allow_abbrev=False)
+    parser = Parser.of("diagnose")
     parser.add_argument("run_dirs", nargs="*", type=str, help="folders of runs; the newest one if left out")
     parser.add_argument("--report", action="store_true", help="write a page with charts, one for all runs, besides")
     parser.add_argument(
@@ -25,14 +26,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def prepare(verb: str, options: Sequence[str]) -> Callable[[], int]:
-    """Read the words and the runs; gives what is left to do, which gives the exit code.
-
-    Raises:
-        ValueError: if there is no such run, or the page cannot be made.
-        OSError: if a file cannot be read or the page's folder is missing.
-    """
-    config = build_parser().parse_args(options)
+def diagnose_runs(args: Sequence[str], work: Work) -> int:
+    """Print what the curves of runs show, and write the page if it was asked for."""
+    config = build_parser().parse_args(args)
     folders = [Path(os.path.expanduser(name)) for name in config.run_dirs or [newest_run()]]
     runs: dict[str, History] = {}
     for folder in folders:
@@ -51,17 +47,15 @@ def prepare(verb: str, options: Sequence[str]) -> Callable[[], int]:
         if not output.parent.is_dir() or output.is_dir():
             raise ValueError(f"{output} cannot be the page: it has to be a file in a folder that exists")
 
-    def work() -> int:
-        verdicts = {name: diagnose(history) for name, history in runs.items()}
-        for name, verdict in verdicts.items():
-            print(*describe(name, verdict), sep="\n")
-        if page:
-            with replacing(output) as file:
-                file.write(page.encode())
-            print(f"report: {output}")
-        return 0 if all(verdict.healthy for verdict in verdicts.values()) else FOUND
-
-    return work
+    work.begin()
+    verdicts = {name: diagnose(history) for name, history in runs.items()}
+    for name, verdict in verdicts.items():
+        print(*describe(name, verdict), sep="\n")
+    if page:
+        with replacing(output) as file:
+            file.write(page.encode())
+        print(f"report: {output}")
+    return 0 if all(verdict.healthy for verdict in verdicts.values()) else FOUND
 
 
 def describe(name: str, verdict: Diagnosis) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -15,65 +15,22 @@ import torch
 from jsonargparse import Namespace, set_parsing_settings
 from tqdm import tqdm
 
-from tinygpt_pl.commands.parser import PROG, VERBS, Parser
+from tinygpt_pl.commands.outcome import Work
+from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.generation.sampling import SamplingConfig, stream
+from tinygpt_pl.generation.stream import Sample
 from tinygpt_pl.runs.checkpoint import load_network, read_or_point
 from tinygpt_pl.runs.folder import find_checkpoint
 from tinygpt_pl.system.files import decode_utf8
 from tinygpt_pl.system.machine import find_device
-from tinygpt_pl.text.tokenizer import Tokenizer
 
 LONGEST_PROMPT = 2**26  # bytes
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What the first bytes of a character decode to while the others are missing."""
-
-
-class Sample:
-    """A text that grows by one token at a time, until a stop string ends it."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.text, self.ended, self._shown = "", False, 0
-        self._pending: list[int] = []
-
-    def add(self, token: int) -> None:
-        """Take a token, unless the text has ended."""
-        if self.ended:
-            return
-        self._pending.append(token)
-        piece = self.tokenizer.decode(self._pending)
-        if not piece.endswith(UNFINISHED):
-            self._append(piece)
-
-    def _append(self, piece: str) -> None:
-        before = len(self.text)
-        self.text += piece
-        self._pending.clear()
-        found = [self.text.find(word, max(0, before - len(word) + 1)) for word in self.stop]
-        if any(at >= 0 for at in found):
-            self.text, self.ended = self.text[: min(at for at in found if at >= 0)], True
-
-    def end(self) -> None:
-        """Take no more tokens."""
-        if not self.ended:
-            self._append(self.tokenizer.decode(self._pending))
-            self.ended = True
-
-    def take(self) -> str:
-        """What has become certain since the last call: not what may be the beginning of a stop string."""
-        held = 0
-        if not self.ended:
-            starts = (word[:n] for word in self.stop for n in range(1, len(word)))
-            held = max((len(start) for start in starts if self.text.endswith(start)), default=0)
-        since, self._shown = self._shown, max(self._shown, len(self.text) - held)
-        return self.text[since : self._shown]
 
 
 def build_parser() -> Parser:
     """The options of the command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=f"{PROG} generate", description=VERBS["generate"], allow_abbrev=False)
+    parser = Parser.of("generate")
     parser.add_checkpoint()
     parser.add_argument("--prompt", type=str, default="", help="text to go on from; it is part of the output")
     parser.add_argument("--prompt_file", type=str | None, help="a file to read it from; - for the standard input")
@@ -98,14 +55,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def prepare(verb: str, options: Sequence[str]) -> Callable[[], None]:
-    """All that can be wrong with the words; gives what then writes the text.
-
-    Raises:
-        ValueError: for a setting or a file that is wrong.
-        OSError: if a file cannot be read.
-    """
-    return Generation(build_parser().parse_args(options)).write
+def generate_text(args: Sequence[str], work: Work) -> None:
+    """Read the prompt and the model, and write what it draws."""
+    generation = Generation(build_parser().parse_args(args))
+    work.begin()
+    generation.write()
 
 
 class Generation:
@@ -126,9 +80,8 @@ class Generation:
         self.config = config
         self.sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
         self.prompt = prompt_of(config.prompt, config.prompt_file)
-        path = find_checkpoint(config.ckpt_path, config.run_dir)
-        checkpoint = read_or_point(path)
-        gpt, self.tokenizer = load_network(checkpoint)
+        checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
+        gpt, self.tokenizer = load_network(checkpoint), checkpoint.tokenizer
         self.gpt = gpt.to(find_device(config.accelerator))
         try:
             ids = self.tokenizer.encode(self.prompt) if self.prompt else [self.tokenizer.start]
@@ -137,7 +90,7 @@ class Generation:
         self.idx = torch.as_tensor(ids, dtype=torch.long).expand(config.num_samples, -1)  # (B, T)
         self.seed = secrets.randbits(32) if config.seed is None else config.seed
         self.tokens = stream(self.gpt, self.idx, self.sampling, seed=self.seed, exact_window=config.exact_window)
-        self.notes = [f"{path}, iteration {checkpoint['global_step']}; seed {self.seed}"]
+        self.notes = [f"{checkpoint.path}, iteration {checkpoint.iteration}; seed {self.seed}"]
         T, size = self.idx.size(1), gpt.config.block_size
         if T > size:
             self.notes.append(f"NOTE: the network sees the last {size} of the prompt's {T} {self.tokenizer.unit}s")
@@ -147,7 +100,7 @@ class Generation:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
         print(*self.notes, sep="\n", file=sys.stderr)
-        samples = [Sample(self.tokenizer, self.config.stop) for _ in self.idx]
+        samples = [Sample(self.tokenizer.decode, self.config.stop) for _ in self.idx]
         start, drawn = time.perf_counter(), 0
         shown = self._show(samples)
         next(shown)

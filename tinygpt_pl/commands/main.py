@@ -1,21 +1,28 @@
-"""The command line: which command, and the module that carries it out, imported when it is asked for."""
+"""The command line: the commands, each imported when it is asked for."""
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
-from tinygpt_pl.commands.parser import PROG, VERBS, fail
-from tinygpt_pl.system.machine import out_of_memory
+from tinygpt_pl.commands.outcome import Work, carry_out
+from tinygpt_pl.commands.parser import VERBS
+from tinygpt_pl.system.terminal import PROG, fail
 
-HOMES = {
-    **dict.fromkeys(("fit", "validate", "test"), "outcome"),
-    "diagnose": "diagnose",
-    "generate": "generate",
-    **dict.fromkeys(("export", "import"), "convert"),
+COMMANDS = {
+    "fit": ("fit", "fit"),
+    "validate": ("score", "validate"),
+    "test": ("score", "test"),
+    "diagnose": ("diagnose", "diagnose_runs"),
+    "generate": ("generate", "generate_text"),
+    "export": ("convert", "export_checkpoint"),
+    "import": ("convert", "import_model"),
 }
-"""Lightning takes seconds to import, which those who want some text should not pay."""
+"""Command to its module and function; importing Lightning takes seconds, which those who want text should not pay."""
+
+TRAINING = {"fit", "validate", "test"}
+"""Commands with a Trainer, which looks after signals itself."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -39,40 +46,19 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
         return 0 if args else 2
     verb, *options = args
-    if verb not in VERBS:
-        fail(f"no command {verb!r}: it has to be one of {', '.join(VERBS)}")
+    if verb not in COMMANDS:
+        fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}")
         return 2
-    module = import_module(f"tinygpt_pl.commands.{HOMES[verb]}")
-    if HOMES[verb] == "outcome":  # which has more to tell of its end
-        return int(module.run(verb, options))
+    if verb in TRAINING:
+        return carry_out(lambda work: _run(verb, options, work))
     before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
     try:
-        return carry_out(lambda: module.prepare(verb, options))
+        return carry_out(lambda work: _run(verb, options, work))
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def carry_out(prepare: Callable[[], Callable[[], int | None]]) -> int:
-    """Prepare a command and do its work; gives the exit code: what fails in the work is no wrong setting any more."""
-    code, done = 2, None
-    try:
-        work = prepare()
-        code = 1
-        done = work()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ValueError as error:
-        fail(str(error))
-        return 2
-    except OSError as error:
-        fail(str(error))
-        return code
-    except KeyboardInterrupt:
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        fail("out of memory")
-        return 1
-    return done or 0
+def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
+    module, function = COMMANDS[verb]
+    code: int | None = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)(options, work)
+    return code

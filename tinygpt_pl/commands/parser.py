@@ -1,15 +1,14 @@
-"""The words of the command line, and how a mistake in them is told. jsonargparse alone, which starts fast."""
+"""The command line's parser, and how it reports a mistake. jsonargparse alone, which starts fast."""
 
 import difflib
-import os
 import re
 import sys
-import time
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
-PROG = "python -m tinygpt_pl"
+from tinygpt_pl.system.terminal import PROG, refuse
+
 VERBS = {
     "fit": "train a network, or go on with --ckpt_path last",
     "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
@@ -19,12 +18,16 @@ VERBS = {
     "export": "turn a checkpoint into a folder that Hugging Face transformers opens",
     "import": "turn such a folder, with a GPT-2, Llama or Qwen3 of this kind, into a checkpoint",
 }
-PATIENCE = 5.0
-"""Seconds that the other processes of a machine leave to the first to say what is wrong."""
+"""Each command and its help."""
 
 
 class Parser(ArgumentParser):
-    """An ArgumentParser that says what is wrong in three lines at most."""
+    """An ArgumentParser that reports what is wrong in three lines at most."""
+
+    @classmethod
+    def of(cls, verb: str) -> "Parser":
+        """The parser of a command, without options."""
+        return cls(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""
@@ -38,27 +41,9 @@ class Parser(ArgumentParser):
         self.add_argument("--run_dir", type=str | None, help="folder of the run; the newest one if left out")
 
     def _suggestion(self, message: str) -> str:
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        options = [f"--{name}" for name in self.get_defaults().keys()]  # noqa: SIM118  # a Namespace's, down to the leaves
         for word in re.findall(r"[\w.]{4,}", message):
             close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
             if close and close != [f"--{word}"]:
                 return f"did you mean {close[0]}? All options: {self.prog} --help"
         return f"all options: {self.prog} --help"
-
-
-def fail(message: str, hint: str = "") -> None:
-    """Print an error in two lines and a hint in a third; what others have to say can be longer than that."""
-    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
-    lines = [first[:400], " ".join(rest)[:400], hint]
-    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
-
-
-def refuse(message: str, hint: str = "") -> None:
-    """Print an error in a setting or file, once for all processes that torchrun or srun has started on a machine.
-
-    The first of them sees the same, and its end ends the others; whoever is still there then has seen another one.
-    """
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if os.environ.get("LOCAL_RANK" if torchrun else "SLURM_LOCALID", "0") != "0":
-        time.sleep(PATIENCE)
-    fail(message, hint)

@@ -1,34 +1,34 @@
-"""What can be set when a network is trained or scored.
+"""The settings of `fit`, `validate` and `test`: the command line, over files, over what a checkpoint brings.
 
-jsonargparse is used directly, not through LightningCLI: that one takes a network's settings from a checkpoint over
-those that were asked for, without a word, and has no place for a vocabulary that is known once the text is read.
+jsonargparse is used directly, not through LightningCLI: that takes a model's settings from a checkpoint over those that
+were asked for, without a word, and has no place for a vocabulary that is known once the text is read.
 """
 
-import inspect
-from typing import Literal
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-import lightning.pytorch as pl
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
-from tinygpt_pl.commands.parser import PROG, VERBS, Parser
+from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.optim import OptimConfig
-
-TRAINER_OPTIONS = {
-    *("accelerator", "devices", "num_nodes", "strategy", "plugins"),
-    *("max_steps", "accumulate_grad_batches", "gradient_clip_val"),
-    *("logger", "log_every_n_steps", "enable_progress_bar", "callbacks", "profiler"),
-    *("deterministic", "benchmark", "detect_anomaly"),
-}
-"""The Trainer's arguments that are the user's to set as they are; the recipe sets the others."""
+from tinygpt_pl.runs.checkpoint import Checkpoint
+from tinygpt_pl.runs.folder import MARK
+from tinygpt_pl.runs.start import Start
+from tinygpt_pl.system.machine import device_type
+from tinygpt_pl.training.recipe import RunConfig
+from tinygpt_pl.training.resume import check_settings
+from tinygpt_pl.training.sharding import check_sharding
+from tinygpt_pl.training.trainer import choose_precision, make_trainer
 
 LOWEST = {
-    "seed_everything": 0,
-    "eval_interval": 1,
-    "save_minutes": 0,
-    "sample_tokens": 0,
-    "peak_tflops": 0,
     "trainer.max_steps": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -40,60 +40,47 @@ NULLABLE = {"data.offline_corpus", "trainer.gradient_clip_val", "trainer.precisi
 """Settings that may be null though their default is not."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a command, checked."""
+
+    parser: Parser
+    config: Namespace
+    """Plain values, as they are written down."""
+    before: Namespace | None
+    """Those that the run had so far, if it resumes."""
+    run: RunConfig
+    gpt: GPTConfig
+    optim: OptimConfig
+    data: dict[str, Any]
+    """Arguments of TextDataModule."""
+    trainer: dict[str, Any]
+    """Arguments of `make_trainer`, classes of the user's own as objects."""
+    notes: tuple[str, ...]
+    """What this machine cannot do."""
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder that was asked for."""
+        return _folder(self.config)
+
+    def text(self, data: TextDataModule) -> str:
+        """The settings as YAML, to be run again: with the corpus that was had, into a folder of its own."""
+        record = self.config.clone()
+        record.data.corpus = data.corpus_name
+        for name in ("config", "ckpt_path", "run_dir"):
+            record.pop(name, None)
+        versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
+        note = f"# {data.offline_notice}\n" if data.offline_notice else ""
+        return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
+
+
 def build_parser(verb: str) -> Parser:
-    """The options of one command."""
+    """The options of `fit`, `validate` or `test`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
-    _add_run_options(parser, verb)
-    parameters = inspect.signature(pl.Trainer).parameters
-    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
-    parser.add_class_arguments(OptimConfig, "model.optim")
-    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "known"}, instantiate=False)
-    parser.add_class_arguments(
-        pl.Trainer,
-        "trainer",
-        skip=set(parameters) - TRAINER_OPTIONS,
-        instantiate=False,
-        sub_configs=True,
-        fail_untyped=False,
-    )
-    parser.add_argument(
-        "--trainer.precision",
-        type=parameters["precision"].annotation | Literal["auto"],
-        default="32-true",
-        help="kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true",
-    )
-    recipe = {"max_steps": 5000, "gradient_clip_val": 1.0, "devices": 1, "log_every_n_steps": 10}
-    parser.set_defaults({f"trainer.{name}": value for name, value in recipe.items()})
-    return parser
-
-
-def _add_run_options(parser: Parser, verb: str) -> None:
-    """What belongs to a run as a whole, not to its network, text or Trainer."""
+    parser = Parser.of(verb)
     parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
-    parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
-    parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
-    parser.add_argument(
-        "--save_minutes", type=float, default=5.0, help="longest time between two saves of last.ckpt, in minutes"
-    )
-    parser.add_argument(
-        "--sample_tokens", type=int, default=200, help="tokens of the text drawn after each evaluation; 0 for none"
-    )
-    parser.add_argument("--print_samples", type=bool, default=False, help="show that text on the console, too")
-    parser.add_argument(
-        "--compile",
-        type=bool | Literal["auto"],
-        default=False,
-        help="run the training step through torch.compile; auto does so where it pays",
-    )
-    parser.add_argument(
-        "--ema_decay",
-        type=float | None,
-        help="share that a step keeps of an average of the weights, 0.999 for instance; none is made if left out",
-    )
-    parser.add_argument(
-        "--peak_tflops", type=float | None, help="what perf/mfu is a share of, for each device; measured if left out"
-    )
+    parser.add_class_arguments(RunConfig)
     parser.add_argument(
         "--ckpt_path",
         type=str if verb != "fit" else str | None,
@@ -108,14 +95,100 @@ def _add_run_options(parser: Parser, verb: str) -> None:
         type=str | None,
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
+    parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
+    parser.add_class_arguments(OptimConfig, "model.optim")
+    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "known"}, instantiate=False)
+    parser.add_function_arguments(make_trainer, "trainer", skip={"recipe"}, sub_configs=True)
+    return parser
 
 
-def check_values(parser: Parser, config: Namespace) -> None:
-    """See that nothing is null that must not be, and nothing below its least value.
+def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
+    """Parse the words of a command, and read the checkpoint that they name.
 
     Raises:
-        ValueError: naming the setting and the rule.
+        ValueError: for a setting, a file or a checkpoint that is wrong.
+        OSError: if a file cannot be read.
     """
+    parser = build_parser(verb)
+    config, before = parser.parse_args(args), None
+    start = _find_start(verb, config)
+    if start.checkpoint:
+        settings, held = _brought(start, start.checkpoint)
+        before = parser.parse_object(settings)
+        config = parser.parse_args(args, namespace=before.clone())
+        if start.kind == "weights":
+            _check_tokens(settings, config)
+            config.init_from = str(start.checkpoint.path)  # what the run writes down of it
+        for name in held if verb == "fit" else ():
+            if config[name] == before[name] and not any(word.startswith(f"--{name}") for word in args):
+                raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
+    _check_values(parser, config)
+    notes = _suit(config)
+    if start.resumed and before and verb == "fit":
+        check_settings(before, config)
+    chosen = parser.instantiate(config)
+    run = RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
+    model, trainer = chosen.model, dict(chosen.trainer)
+    before = before if start.resumed else None
+    return Settings(parser, config, before, run, model.gpt, model.optim, dict(config.data), trainer, notes), start
+
+
+def _folder(config: Namespace) -> Path | None:
+    return Path(os.path.expanduser(config.run_dir)) if config.run_dir else None
+
+
+def _find_start(verb: str, config: Namespace) -> Start:
+    """What a new run starts from, what a run resumes from, or what is scored."""
+    if verb != "fit" or config.ckpt_path is not None:
+        start = Start.of(config.ckpt_path, _folder(config), "resume")
+        return start if verb == "fit" else Start("resume", start.checkpoint)
+    return Start() if config.init_from is None else Start.of(config.init_from, _folder(config), "weights")
+
+
+def _brought(start: Start, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a checkpoint brings, which others go over, and the names of those that would import code."""
+    if start.kind == "resume":
+        return plain_settings(checkpoint.content["config"])
+    shape = asdict(checkpoint.gpt)
+    del shape["vocab_size"]  # no setting: it is that of the vocabulary
+    tokenizer = checkpoint.tokenizer
+    size = {"vocab_size": tokenizer.vocab_size} if tokenizer.kind == "bpe" else {}
+    return {"model": {"gpt": shape}, "data": {"tokenizer": tokenizer.kind, **size}}, []
+
+
+PLAIN = re.compile(r"[\w-]*")
+"""Text that names no class: without a dot."""
+
+
+def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings in a checkpoint's YAML, but for those of the Trainer that would import code, and their names.
+
+    Raises:
+        ValueError: if it is not YAML of settings.
+    """
+    try:
+        tree = yaml.safe_load(config)
+        trainer = tree["trainer"]
+        held = [name for name, value in trainer.items() if isinstance(value, str) and not PLAIN.fullmatch(value)]
+        held += [name for name, value in trainer.items() if isinstance(value, dict | list) and name != "devices"]
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
+    tree = {name: value for name, value in tree.items() if name not in ("config", "ckpt_path", "run_dir")}
+    tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
+    return tree, [f"trainer.{name}" for name in held]
+
+
+def _check_tokens(brought: dict[str, Any], config: Namespace) -> None:
+    """Refuse other tokens than those that a checkpoint brings."""
+    for name, value in brought["data"].items():
+        if config.data[name] != value:
+            raise ValueError(
+                f"data.{name} has to be {value}, that of the checkpoint's tokenizer, got {config.data[name]}"
+            )
+
+
+def _check_values(parser: Parser, config: Namespace) -> None:
+    """See that nothing is null that must not be, and nothing below its least value."""
     for name, default in parser.get_defaults().items():
         if default is not None and config.get(name) is None and name not in NULLABLE:
             raise ValueError(f"{name} cannot be null")
@@ -125,3 +198,23 @@ def check_values(parser: Parser, config: Namespace) -> None:
     strategy = str(config.trainer.strategy)
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise ValueError(f"trainer.strategy {strategy} keeps a run's end from its beginner; use ddp")
+
+
+def _suit(config: Namespace) -> tuple[str, ...]:
+    """Settle what is left to the machine; gives notes of what it cannot do."""
+    trainer, notes = config.trainer, []
+    device = device_type(trainer.accelerator)
+    if trainer.precision == "auto":
+        trainer.precision = choose_precision("auto", device)
+        if trainer.precision == "32-true":
+            notes.append(f"NOTE: float32, since this {device} has no instructions for bfloat16")
+    check_sharding(config)
+    if config.ema_decay is not None and trainer.precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"ema_decay needs weights of more digits than {trainer.precision}: an average would stand still"
+        )
+    if config.compile == "auto":
+        config.compile = device == "cuda"
+        if not config.compile:
+            notes.append(f"NOTE: not compiled, since that does not pay on a {device}")
+    return tuple(notes)

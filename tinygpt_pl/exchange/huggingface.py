@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinygpt_pl.exchange import gpt2, llama
 from tinygpt_pl.gpt import GPTConfig
-from tinygpt_pl.runs.checkpoint import FORMAT, DamagedCheckpoint, load_network
+from tinygpt_pl.runs.checkpoint import FORMAT, Checkpoint, Content, DamagedCheckpoint, load_network
 from tinygpt_pl.system.files import decode_utf8, making
 from tinygpt_pl.text.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -46,7 +46,7 @@ def architecture_of(gpt: GPTConfig) -> ModuleType:
     raise ValueError(f"transformers has no network like this one: {reasons}")
 
 
-def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
+def export_folder(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint as a folder that transformers opens: network, tokenizer, and where they come from.
 
     Raises:
@@ -54,17 +54,17 @@ def export_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
         ValueError: if transformers has none like it.
         OSError: if a file cannot be written.
     """
-    gpt, tokenizer = load_network(checkpoint)
+    gpt, tokenizer, held = load_network(checkpoint), checkpoint.tokenizer, checkpoint.content
     architecture = architecture_of(gpt.config)
     weights = architecture.exported(gpt.state_dict(), gpt.config)
     origin = {
         "format": "pt",
         "tinygpt_pl": version("tinygpt_pl"),
-        "iteration": str(checkpoint["global_step"]),
-        "val_loss": str(checkpoint["val_loss"]),
-        "corpus": checkpoint["corpus"]["name"],
-        "corpus_sha256": checkpoint["corpus"]["sha256"],
-        "config": checkpoint["config"],
+        "iteration": str(checkpoint.iteration),
+        "val_loss": str(held["val_loss"]),
+        "corpus": held["corpus"]["name"],
+        "corpus_sha256": held["corpus"]["sha256"],
+        "config": held["config"],
     }
     files = {
         WEIGHTS: safetensors.torch.save(weights, origin),
@@ -139,7 +139,7 @@ def _byte_signs() -> Iterator[tuple[int, str]]:
         yield byte, chr(byte if seen else next(others))
 
 
-def import_folder(folder: Path) -> dict[str, Any]:
+def import_folder(folder: Path) -> Checkpoint:
     """Read a folder of transformers as a checkpoint of no iterations, to write with or to train further.
 
     Raises:
@@ -154,7 +154,7 @@ def import_folder(folder: Path) -> dict[str, Any]:
     if asked != known:
         raise ValueError(f"{folder}: vocab_size is {asked} in {CONFIG}, but the tokenizer has {known} tokens")
     settings = {name: value for name, value in asdict(gpt).items() if name != "vocab_size"}
-    checkpoint = {
+    content = {
         "format": FORMAT,
         "pytorch-lightning_version": version("lightning"),  # which Lightning looks for
         "state_dict": {f"gpt.{name}": tensor for name, tensor in weights.items()},
@@ -169,6 +169,7 @@ def import_folder(folder: Path) -> dict[str, Any]:
         "evaluated": -1,
         "val_loss": math.nan,
     }
+    checkpoint = Checkpoint(folder, 0, cast(Content, content), gpt, tokenizer)
     try:
         load_network(checkpoint)
     except DamagedCheckpoint as error:

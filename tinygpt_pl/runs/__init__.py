@@ -3,6 +3,8 @@
 It imports the recipe, `text` and `system`; it starts without Lightning.
 """
 
+from tinygpt_pl.runs.checkpoint import Checkpoint
 from tinygpt_pl.runs.folder import RunFolder, find_checkpoint, newest_run
+from tinygpt_pl.runs.start import Start
 
-__all__ = ["RunFolder", "find_checkpoint", "newest_run"]
+__all__ = ["Checkpoint", "RunFolder", "Start", "find_checkpoint", "newest_run"]

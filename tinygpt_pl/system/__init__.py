@@ -1,1 +1,4 @@
-"""Disk, devices and terminal. It imports nothing else of the package, and has no public face: import its files."""
+"""Disk, devices and terminal.
+
+It imports nothing else of the package, and has no public face: import its files.
+"""

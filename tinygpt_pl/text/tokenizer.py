@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ class CharTokenizer:
     characters: str
     """The vocabulary, sorted and without repeats."""
 
-    kind: ClassVar[Kind] = "char"
+    kind: Literal["char"] = "char"
 
     unit = "character"
     """What a token is."""
@@ -91,7 +91,7 @@ class ByteTokenizer:
     encoding: str = "utf-8"
     """What the bytes are; nothing else is known here."""
 
-    kind: ClassVar[Kind] = "byte"
+    kind: Literal["byte"] = "byte"
 
     unit = "byte"
     """What a token is."""
@@ -132,7 +132,7 @@ class BPETokenizer:
     json: str
     """The content of its tokenizer.json, the library's own format."""
 
-    kind: ClassVar[Kind] = "bpe"
+    kind: Literal["bpe"] = "bpe"
 
     unit = "token"
     """What a token is."""
@@ -229,10 +229,14 @@ def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `dataclasses.asdict` turned into a mapping.
 
     Raises:
-        TypeError: if it is no such mapping.
+        TypeError: if it is not such a mapping.
     """
-    kinds: dict[str, type[Tokenizer]] = {"json": BPETokenizer, "encoding": ByteTokenizer}
-    return next((kind for name, kind in kinds.items() if name in settings), CharTokenizer)(**settings)
+    kinds: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
+    older = {"characters": "char", "encoding": "byte", "json": "bpe"}  # version 0.1 stored one field, and no kind
+    kind = settings.get("kind") or next((kind for name, kind in older.items() if name in settings), None)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise TypeError(f"not the settings of a tokenizer: {[*settings]}")
+    return kinds[kind](**settings)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

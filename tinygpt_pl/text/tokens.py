@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from tinygpt_pl.system.files import make_once
-from tinygpt_pl.text.corpus import SEPARATOR, Corpus
-from tinygpt_pl.text.texts import Progress
+from tinygpt_pl.text.corpus import SEPARATOR, Corpus, Progress
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer, tokenizer_from
 
 FORMAT = 1
@@ -32,7 +31,8 @@ DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {"U8": np.uint8, "U16": np.ui
 
 BATCH = 2**20  # characters that are encoded at a time
 
-LARGEST = 2**63 - 1
+DIGITS = 12 * 19
+"""Bytes of the twelve numbers in a header that are known only after all is written, each below 2**63."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,17 @@ def prepare(
     passes = 3 if kind == "bpe" and known is None else 2
 
     def write(file: BinaryIO) -> None:
+        """Read the text once to know it, and once more to encode it; a third time between to learn byte pairs."""
         with progress_bar(f"preparing {corpus.name}", passes * corpus.size) as bar:
-            _write(file, corpus, val_fraction, known or (kind, vocab_size), made_of, bar.update)
+            text = survey(corpus, bar.update)
+            boundary = int(text.length * (1 - val_fraction))
+            if known is None:
+                tokenizer = _make_tokenizer(corpus, text, boundary, kind, vocab_size, bar.update)
+            else:
+                tokenizer = known
+                _check_known(corpus, text, tokenizer)
+            facts = {"format": FORMAT, "made_of": made_of, "sha256": text.sha256, "tokenizer": asdict(tokenizer)}
+            _write(file, _divided(corpus.parts(bar.update), boundary), tokenizer, facts)
         if corpus.signature() != signature:
             raise ValueError(f"corpus {corpus.name!r} changed while it was read; give the command again")
 
@@ -191,54 +200,34 @@ def _encode(tokenizer: Tokenizer, batch: list[str]) -> npt.NDArray[np.integer[An
     return np.concatenate([np.array([end], np.int32) if part == SEPARATOR else next(texts) for part in batch])
 
 
-def _write(
-    file: BinaryIO,
-    corpus: Corpus,
-    val_fraction: float,
-    wanted: Tokenizer | tuple[Kind, int],
-    made_of: str,
-    progress: Progress,
-) -> None:
-    """Read the text once to know it, and once more to encode it; a third time between, where tokens are made of it."""
-    text = survey(corpus, progress)
-    boundary = int(text.length * (1 - val_fraction))
-    if isinstance(wanted, tuple):
-        tokenizer = _make_tokenizer(corpus, text, boundary, *wanted, progress)
-    else:
-        tokenizer = wanted
-        _check_known(corpus, text, tokenizer)
+def _write(file: BinaryIO, parts: Iterable[tuple[str, str]], tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
+    """Encode the parts of a text, each with its split, behind room for the header; then write the header."""
     dtype = next(name for name, kind in DTYPES.items() if tokenizer.vocab_size <= np.iinfo(kind).max + 1)
-    facts = {"format": FORMAT, "made_of": made_of, "sha256": text.sha256, "tokenizer": asdict(tokenizer)}
     facts["tokenizer_sha256"] = _sha256(json.dumps(facts["tokenizer"]))
-    room = len(_header(facts, dtype, _counts(LARGEST), 0))
+    counts = {split: dict.fromkeys(("tokens", "characters", "bytes"), 0) for split in ("train", "val")}
+    room = 8 + len(_header(facts, dtype, counts)) + DIGITS
+    room += -room % 8  # ids have to lie at multiples of their size
     file.write(bytes(room))
-    counts = _counts(0)
-    for split, parts in groupby(_divided(corpus.parts(progress), boundary), key=itemgetter(0)):
+    for split, texts in groupby(parts, key=itemgetter(0)):
         count = counts[split]
-        for batch in _batches(part for _, part in parts):
+        for batch in _batches(text for _, text in texts):
             ids = _encode(tokenizer, batch).astype(DTYPES[dtype])
             file.write(ids.tobytes())
             count["tokens"] += len(ids)
             count["characters"] += sum(map(len, batch))
             count["bytes"] += sum(len(part.encode()) for part in batch)
     file.seek(0)
-    file.write(_header(facts, dtype, counts, room))
+    file.write((room - 8).to_bytes(8, "little") + _header(facts, dtype, counts).ljust(room - 8))
 
 
-def _counts(number: int) -> dict[str, dict[str, int]]:
-    return {split: dict.fromkeys(("tokens", "characters", "bytes"), number) for split in ("train", "val")}
-
-
-def _header(facts: dict[str, Any], dtype: str, counts: dict[str, dict[str, int]], room: int) -> bytes:
-    """The beginning of a file of safetensors: its own length in eight bytes, then JSON, then spaces."""
+def _header(facts: dict[str, Any], dtype: str, counts: dict[str, dict[str, int]]) -> bytes:
+    """The JSON of a file of safetensors, which stands behind its own length in eight bytes."""
     content: dict[str, Any] = {"__metadata__": {"tinygpt_pl": json.dumps({**facts, "splits": counts})}}
     end = 0
     for split, count in counts.items():
         begin, end = end, end + count["tokens"] * np.dtype(DTYPES[dtype]).itemsize
         content[split] = {"dtype": dtype, "shape": [count["tokens"]], "data_offsets": [begin, end]}
-    raw = json.dumps(content).encode()
-    length = max(room - 8, len(raw) + -len(raw) % 8)  # ids have to lie at multiples of their size
-    return length.to_bytes(8, "little") + raw.ljust(length)
+    return json.dumps(content).encode()
 
 
 def read_tokens(path: Path, made_of: str) -> Tokens:

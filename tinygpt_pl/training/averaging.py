@@ -1,4 +1,4 @@
-"""An average of the weights over time, evaluated and saved beside the weights themselves."""
+"""An exponential moving average of the weights, evaluated and saved beside the weights themselves."""
 
 import warnings
 from typing import Any
@@ -10,18 +10,19 @@ from torch import Tensor
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.module import TinyGPT, TokenMean
+from tinygpt_pl.training.lightning_internals import average_on, swap_average
 
 
 class Averaging(WeightAveraging):
-    """Keeps an exponential moving average of the weights, which is what the run then comes to.
+    """Keeps an exponential moving average of the weights, which is then the result of the run.
 
     Evaluations, samples and best.ckpt are of the average; `eval/raw_val_loss` is that of the weights themselves. A
     checkpoint holds the average as its `state_dict`, and the weights that training goes on from as its
-    `current_model_state`. It has to come after all that looks at an evaluation, and before what saves.
+    `current_model_state`.
     """
 
     def __init__(self, decay: float, data: TextDataModule) -> None:
-        """Average nothing yet.
+        """Prepare the average.
 
         Args:
             decay: share of the average that a step keeps, at most: after n steps it is (1 + n) / (10 + n) if that is
@@ -37,7 +38,8 @@ class Averaging(WeightAveraging):
         @torch.no_grad()
         def average(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
             n = int(updates)
-            torch._foreach_lerp_(averages, weights, 1.0 - min(decay, (1 + n) / (10 + n)))
+            for mean, weight in zip(averages, weights, strict=True):
+                mean.lerp_(weight, 1.0 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(multi_avg_fn=average)
         self.data, self.swapped = data, False
@@ -45,7 +47,7 @@ class Averaging(WeightAveraging):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make room for the average where the weights are going to be; at this time they are not there yet."""
-        self._device = trainer.strategy.root_device
+        average_on(self, trainer.strategy.root_device)
         with warnings.catch_warnings():
             # A module that can be divided is not one that is: the two are refused together.
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback", category=UserWarning)
@@ -84,5 +86,5 @@ class Averaging(WeightAveraging):
         """Leave the weights in their place, where Lightning would put the average: a callback may yet save."""
 
     def _swap(self, pl_module: pl.LightningModule) -> None:
-        self._swap_models(pl_module)
+        swap_average(self, pl_module)
         self.swapped = not self.swapped

@@ -1,8 +1,10 @@
-"""What a run shows on the terminal: the table, the progress bar and a word of warning."""
+"""The table that a run prints: what is trained, a line for each evaluation, and where the result is."""
 
+import logging
 import math
-import sys
+import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,32 +12,49 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import Tensor
-from tqdm import tqdm
+from lightning.pytorch.callbacks import Callback
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.guards import expected_start
 from tinygpt_pl.insight.diagnosis import diagnose
-from tinygpt_pl.insight.history import History
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups
-from tinygpt_pl.runs.checkpoint import read_checkpoint
+from tinygpt_pl.runs.checkpoint import DamagedCheckpoint, peek
 from tinygpt_pl.runs.folder import checkpoint_path
-from tinygpt_pl.windows import Batch
+from tinygpt_pl.system.terminal import PROG, say
+from tinygpt_pl.training.curve import Curve
+
+_report_any_failure = threading.excepthook
+
+
+def quieten() -> None:
+    """Keep the console for what the run itself prints."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices, ranks, adverts, «max_steps reached»
+    # The accelerator was the user's choice.
+    warnings.filterwarnings("ignore", message="GPU available but not used", category=UserWarning)
+    # A resumed run trains in its own folder, on purpose.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
+    # Lightning 2.6.6 asks torch 2.13 for a deprecated class at every batch.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    threading.excepthook = _report_failure
+
+
+def _report_failure(failure: threading.ExceptHookArgs) -> None:
+    """Leave a curve that cannot be written to its logger, which reports it in one line."""
+    if not type(failure.thread).__module__.startswith("tensorboard."):
+        _report_any_failure(failure)
+
 
 GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
 """What the table's head calls the parameter groups; Muon's are decayed, too."""
-
-FORWARD_SHARE = 1 / 3
-"""A forward pass in a training step: the backward pass has two products for each of its one."""
 
 
 class Table(Callback):
     """Prints what is trained, a line per evaluation, and where the result is."""
 
-    def __init__(self, run_dir: Path, data: TextDataModule, history: History, notes: Sequence[str] = ()) -> None:
-        self.run_dir, self.data, self.history, self.notes = run_dir, data, history, notes
+    def __init__(self, run_dir: Path, data: TextDataModule, curve: Curve, notes: Sequence[str] = ()) -> None:
+        self.run_dir, self.data, self.curve, self.notes = run_dir, data, curve, notes
         self.elapsed, self.since = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +62,7 @@ class Table(Callback):
         return {"elapsed": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from an earlier table."""
+        """Count on from the time of the run so far."""
         self.elapsed = state_dict["elapsed"]
 
     def _seconds(self) -> float:
@@ -69,7 +88,8 @@ class Table(Callback):
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
         lines.append(f"curves: tensorboard --logdir {self.run_dir.parent}")
-        say(trainer, data.offline_notice, *self.notes, *lines)
+        if trainer.is_global_zero:
+            say(data.offline_notice, *self.notes, *lines)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print an evaluation."""
@@ -78,191 +98,20 @@ class Table(Callback):
         train, val = (metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
         lr, seconds = pl_module.learning_rate(it), self._seconds()
         raw = f" | raw val {metrics['eval/raw_val_loss'].item():.4f}" if "eval/raw_val_loss" in metrics else ""
-        say(trainer, f"iter {it} | train {train:.4f} | val {val:.4f}{raw} | lr {lr:.2e} | {seconds:.0f}s")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sum the run up, and say where the best checkpoint is and how good, by what that file itself holds."""
-        say(trainer, diagnose(self.history).line)
-        path, checkpoint = checkpoint_path(self.run_dir, "best"), None
         if trainer.is_global_zero:
-            with suppress(ValueError, OSError):  # none was saved, or it is damaged
-                checkpoint = read_checkpoint(path)
-        if checkpoint:
-            loss = checkpoint["val_loss"]
-            say(
-                trainer,
-                f"best: iter {checkpoint['global_step']} | val {loss:.4f} | {path}",
-                f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
-                f"score it on the whole split: python -m tinygpt_pl test --ckpt_path {path}",
-                f"let it write: python -m tinygpt_pl generate --ckpt_path {path}",
-            )
-        say(trainer, self.data.offline_notice)
-
-
-def say(trainer: pl.Trainer, *lines: str) -> None:
-    """Print the lines that are not empty on the first process alone, above any progress bar."""
-    if trainer.is_global_zero:
-        for line in filter(None, lines):
-            if sys.stderr.isatty():
-                tqdm.write(line)  # above the bar
-            else:
-                print(line)
-        sys.stdout.flush()  # a table in a pipe or file is read while the run goes on
-
-
-def warn(message: str) -> None:
-    """Print a warning above any progress bar."""
-    tqdm.write(f"WARNING: {message}", file=sys.stderr)
-
-
-class LongRunNotice(Callback):
-    """Says early if a run will take hours: a few batches of the evaluation at iteration 0 tell."""
-
-    BATCHES = 4
-    HOURS = 1.0
-
-    def __init__(self, eval_interval: int, alternative: str) -> None:
-        self.eval_interval, self.alternative = eval_interval, alternative
-        self.seen, self.start = 0, 0.0
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Time the batches after the first, which pays for warming up."""
-        if trainer.global_step > 0:
-            return
-        self.seen += 1
-        if self.seen not in (1, 1 + self.BATCHES):
-            return
-        torch.zeros((), device=pl_module.device).item()  # waits for the device
-        if self.seen == 1:
-            self.start = time.perf_counter()
-        else:
-            forward = (time.perf_counter() - self.start) / self.BATCHES
-            evaluations = 1 + math.ceil(trainer.max_steps / self.eval_interval)
-            steps = trainer.max_steps * trainer.accumulate_grad_batches
-            training, evaluating = steps / FORWARD_SHARE, evaluations * sum(trainer.num_val_batches)
-            hours = forward * (training + evaluating) / 3600
-            fewer = "most of them to evaluate: --data.eval_coverage sampled with few --data.eval_iters helps"
-            advice = fewer if evaluating > training else self.alternative
-            if hours >= self.HOURS:
-                say(trainer, f"NOTE: on this machine the run takes about {hours:.1f} hours; {advice}")
-
-
-class StepProgressBar(ProgressBar):
-    """A bar over the optimizer steps: how many are done, the time left, evaluations included, and the loss."""
-
-    TERMINAL_SECONDS, FILE_SECONDS = 0.25, 30.0  # from one redrawing to the next; a log file needs few
-
-    def __init__(self, eval_interval: int) -> None:
-        super().__init__()
-        self.eval_interval = eval_interval
-        self.interval = self.TERMINAL_SECONDS if sys.stderr.isatty() else self.FILE_SECONDS
-        self.bar: tqdm[Any] | None = None
-        self.enabled = True
-        self.loss: Tensor | None = None
-        self.first_step = self.evaluations = 0
-        self.training = self.evaluating = self.mark = 0.0  # seconds in each, and when the present one began
-        self.resting = False  # from the end of an evaluation to the next step: samples, checkpoints
-        self.redrawn = 0.0
-
-    def disable(self) -> None:
-        """Show nothing; Lightning calls it on all processes but the first."""
-        self.enabled = False
-
-    def enable(self) -> None:
-        """Show the bar."""
-        self.enabled = True
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar where the run starts or goes on."""
-        self.first_step, self.mark = trainer.global_step, time.monotonic()
-        form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=self.first_step,
-            disable=not self.enabled,
-            bar_format=form,
-            miniters=math.inf,
-        )
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """Go back to the steps."""
-        if self.resting:
-            now = time.monotonic()
-            self.evaluating, self.mark, self.resting = self.evaluating + now - self.mark, now, False
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Move on."""
-        self.loss = outputs["loss"]
-        now = time.monotonic()
-        self.training, self.mark = self.training + now - self.mark, now
-        self._redraw(trainer, "training")
-
-    def _redraw(self, trainer: pl.Trainer, doing: str, *, now: bool = False) -> None:
-        """Show the present state, if it is time to: reading the loss waits for the device."""
-        if self.bar is None or not (now or time.monotonic() - self.redrawn >= self.interval):
-            return
-        self.bar.n, self.bar.total = trainer.global_step, trainer.max_steps
-        self.bar.set_description_str(f"{doing} ", refresh=False)
-        if self.loss is not None:
-            left = tqdm.format_interval(self._seconds_left(trainer))
-            loss = self.loss.item() * trainer.accumulate_grad_batches
-            self.bar.set_postfix_str(f"{left} left, loss {loss:.4f}", refresh=False)
-        self.bar.refresh()
-        self.redrawn = time.monotonic()
-
-    def _seconds_left(self, trainer: pl.Trainer) -> float:
-        step, last = trainer.global_step, trainer.max_steps
-        seconds = (last - step) * self.training / max(step - self.first_step, 1)
-        if self.evaluations and step < last:
-            to_come = math.ceil(last / self.eval_interval) - step // self.eval_interval
-            seconds += to_come * self.evaluating / self.evaluations
-        return seconds
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the time of an evaluation apart."""
-        now = time.monotonic()
-        self.training, self.mark = self.training + now - self.mark, now
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Say how far an evaluation is."""
-        sizes = [int(size) for size in trainer.num_val_batches]
-        self._redraw(trainer, f"evaluating {sum(sizes[:dataloader_idx]) + batch_idx + 1}/{sum(sizes)}")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count it; what follows from it belongs to its time."""
-        self.evaluations += 1
-        self.resting = True
+            say(f"iter {it} | train {train:.4f} | val {val:.4f}{raw} | lr {lr:.2e} | {seconds:.0f}s")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the bar at its last step."""
-        self._redraw(trainer, "training", now=True)
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the line to what is to be said of the error."""
-        self._close()
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        """Sum the run up, and print where the best checkpoint is, and its loss as its file has it."""
+        if not trainer.is_global_zero:
+            return
+        lines, path = [diagnose(self.curve.history).line], checkpoint_path(self.run_dir, "best")
+        with suppress(DamagedCheckpoint):  # none was saved, or it is damaged
+            iteration, loss = peek(path)
+            lines += [
+                f"best: iter {iteration} | val {loss:.4f} | {path}",
+                f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
+                f"score it on the whole split: {PROG} test --ckpt_path {path}",
+                f"let it write: {PROG} generate --ckpt_path {path}",
+            ]
+        say(*lines, self.data.offline_notice)

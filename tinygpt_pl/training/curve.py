@@ -1,113 +1,20 @@
-"""The loss curve: its rows at the true optimizer step, and TensorBoard's file of them."""
+"""The loss curve: its rows at the true optimizer step, for the loggers and for whoever reads the curve meanwhile."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_pl.insight.history import History
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.system.machine import matmul_flops
-from tinygpt_pl.training.console import warn
+from tinygpt_pl.training.record import RunRecord
 from tinygpt_pl.windows import Batch
-
-CHARTS = {
-    "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},
-    "optimizer": {
-        "learning rate": ["Multiline", ["optim/lr", "optim/lr_no_decay"]],
-        "gradient norm before clipping": ["Multiline", ["optim/grad_norm"]],
-        "share of clipped steps": ["Multiline", ["optim/clipped_share"]],
-    },
-}
-"""The custom-scalar page of TensorBoard."""
-
-RESULTS = ("result/best_val_loss", "result/best_iter", "result/val_loss", "result/train_loss")
-"""What TensorBoard's page of hyper-parameters shows of a run that has come to its end."""
-
-UNSORTED = ("cache_dir", "offline_corpus")
-"""Settings of the text that tell no run from another."""
-
-
-class EventLogger(TensorBoardLogger):
-    """TensorBoard's events alone, straight in the run folder; the settings are in its config.yaml.
-
-    Where the curve cannot be written any more, it ends with a warning; the run goes on.
-    """
-
-    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
-        """Write nothing yet.
-
-        Args:
-            run_dir: the folder of the run.
-            purge_step: the optimizer step from which on a TensorBoard that is open is to forget what it has read.
-        """
-        super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
-        self.run_dir, self.broken = run_dir, False
-
-    @property
-    def root_dir(self) -> str:
-        """The folder itself; Lightning's own would be another one where its name has a $."""
-        return str(self.run_dir)
-
-    @property
-    def log_dir(self) -> str:
-        """The same."""
-        return str(self.run_dir)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a row."""
-        self._attempt(lambda: super(EventLogger, self).log_metrics(metrics, step))
-
-    def log_text(self, tag: str, text: str, step: int) -> None:
-        """Write a page of text."""
-        self._attempt(lambda: self.experiment.add_text(tag, text, step))
-
-    def lay_out(self, charts: Mapping[str, Any]) -> None:
-        """Write the custom-scalar page."""
-        self._attempt(lambda: self.experiment.add_custom_scalars(charts))
-
-    def log_hparams(self, settings: Mapping[str, Any]) -> None:
-        """Write what runs are sorted by on the page of hyper-parameters; RESULTS are what they come to.
-
-        Args:
-            settings: nested, as in config.yaml.
-        """
-        model, data, trainer = settings["model"], settings["data"], settings["trainer"]
-        chosen = {name: settings[name] for name in ("seed_everything", "ema_decay")} | model["gpt"] | model["optim"]
-        chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
-        names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
-        chosen |= {name: trainer[name] for name in names}
-        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
-        summaries = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
-        self._attempt(lambda: [self.experiment.file_writer.add_summary(summary) for summary in summaries])
-
-    def save(self) -> None:
-        """Write what is buffered, and no second file of settings."""
-        self._attempt(lambda: self.experiment.flush())
-
-    def finalize(self, status: str) -> None:
-        """Close the file."""
-        self._attempt(lambda: super(EventLogger, self).finalize(status))
-
-    @rank_zero_only
-    def _attempt(self, write: Callable[[], object]) -> None:
-        if self.broken:
-            return
-        try:
-            write()
-        except OSError as error:
-            self.broken = True
-            warn(f"the curve ends here, since it cannot be written: {error}")
 
 
 class Curve(Callback):
@@ -118,18 +25,18 @@ class Curve(Callback):
     """
 
     def __init__(
-        self, log_every_n_steps: int = 10, peak_flops: float | None = None, history: History | None = None
+        self, log_every_n_steps: int = 10, peak_flops: float | None = None, record: RunRecord | None = None
     ) -> None:
-        """Write nothing yet.
+        """Prepare the rows.
 
         Args:
             log_every_n_steps: optimizer steps from row to row.
-            peak_flops: floating-point operations a second of a device, which `perf/mfu` is a share of; measured if
-                left out.
-            history: which the rows are added to, besides.
+            peak_flops: peak floating-point operations a second of a device, for `perf/mfu`; measured if left out.
+            record: which has the earlier rows of a run that resumes, and its setups.
         """
-        self.log_every_n_steps, self.peak_flops = log_every_n_steps, peak_flops
-        self.history = History() if history is None else history
+        self.log_every_n_steps, self.peak_flops, self.record = log_every_n_steps, peak_flops, record
+        self.history = History()
+        """All rows so far; read by others, and written here alone."""
         self.stepping = False
         self.clipped: Tensor | float = 0.0
         self.steps = 0  # since the last row
@@ -147,7 +54,9 @@ class Curve(Callback):
         self.clipped, self.steps = state_dict["clipped"], state_dict["steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the machine, if nobody has told."""
+        """Take over the rows so far, and measure the peak FLOP/s if --peak_tflops is not set."""
+        if self.record:
+            self.history = self.record.history
         peak = self.peak_flops or matmul_flops(pl_module.device, trainer.precision)
         self.ceiling = peak * trainer.world_size
 

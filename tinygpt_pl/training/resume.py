@@ -1,41 +1,36 @@
-"""What a run that goes on may change, and what it may not."""
+"""What a run that resumes may change, what it may not, and that its training state is sound."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+import lightning.pytorch as pl
 from jsonargparse import Namespace
+from torch import Tensor
 
 from tinygpt_pl.data import TextDataModule
-from tinygpt_pl.gpt import GPTConfig
-from tinygpt_pl.optim import OptimConfig, scheduled_lr
-from tinygpt_pl.text.tokenizer import Tokenizer
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.optim import OptimConfig, decay_groups, scheduled_lr
+from tinygpt_pl.runs.checkpoint import Checkpoint, DamagedCheckpoint, check_weights
+from tinygpt_pl.training.lightning_internals import steps_taken
 
 LASTING = (
-    *("seed_everything", "data.val_fraction", "data.eval_coverage", "data.eval_iters"),
-    *("data.tokenizer", "data.vocab_size"),
-    *("model.optim.optimizer", "ema_decay"),
+    "seed_everything",
+    "data.val_fraction",
+    "data.eval_coverage",
+    "data.eval_iters",
+    "data.tokenizer",
+    "data.vocab_size",
+    "model.optim.optimizer",
+    "ema_decay",
 )
-"""Settings that make a run's windows and its state what they are, besides the text and the windows in a step."""
+"""Settings that decide a run's windows and the shape of its state, besides the text and the windows in a step."""
 
 PLACES = {"config", "ckpt_path", "init_from", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
-"""Options that say where things are, not how the run goes."""
+"""Options that say where things are, not how the run trains."""
 
 
-def check_iteration(iteration: int, max_steps: int) -> None:
-    """See that a checkpoint is not beyond the end of the run.
-
-    Raises:
-        ValueError: if it is.
-    """
-    if iteration > max_steps:
-        raise ValueError(f"the checkpoint is of iteration {iteration}, beyond trainer.max_steps {max_steps}")
-
-
-def check_lasting(before: Namespace, config: Namespace) -> None:
-    """Refuse to go on with other windows or another state than those the run was made of.
+def check_settings(before: Namespace, config: Namespace) -> None:
+    """Refuse to resume with other windows, or another shape of the state, than the run has had.
 
     Args:
         before: the settings that the run was saved with.
@@ -49,53 +44,92 @@ def check_lasting(before: Namespace, config: Namespace) -> None:
             raise _changed(name, before[name], config[name])
 
 
-def check_text(text: Mapping[str, str], data: TextDataModule) -> None:
-    """Refuse to go on with another text.
+def check_run(checkpoint: Checkpoint, data: TextDataModule, max_steps: int) -> None:
+    """Refuse to resume beyond the end, or with another text.
 
     Args:
-        text: name and SHA-256 of that of the run.
+        checkpoint: of the run.
         data: the text that is asked for, set up.
+        max_steps: optimizer steps of the whole run.
 
     Raises:
         ValueError: naming both.
     """
+    if checkpoint.iteration > max_steps:
+        raise ValueError(f"the checkpoint is of iteration {checkpoint.iteration}, beyond trainer.max_steps {max_steps}")
+    text = checkpoint.content["corpus"]
     if text["sha256"] != data.corpus_sha256:
         named = ((text["name"], text["sha256"]), (data.corpus_name, data.corpus_sha256))
         old, new = (f"{name} (SHA-256 {sha256[:12]}…)" for name, sha256 in named)
         raise _changed("data.corpus", old, new)
 
 
-def check_windows(old: int, new: int) -> None:
-    """Refuse to go on with more or fewer windows in a step; how they are divided is free.
+def check_state(
+    checkpoint: Checkpoint, module: TinyGPT, data: TextDataModule, trainer: pl.Trainer, *, averaged: bool
+) -> None:
+    """See that training can resume from what a checkpoint holds; how the windows of a step are divided is free.
+
+    Args:
+        checkpoint: with its weights and optimizer state.
+        module: built, in the precision that it trains in.
+        data: set up.
+        trainer: which is going to train it.
+        averaged: whether the run keeps an average of its weights.
 
     Raises:
-        ValueError: with the old and the new number.
+        DamagedCheckpoint: if its parts are not of one step or have other shapes than the model.
+        ValueError: if a step would have another number of windows.
     """
+    check_training_state(checkpoint.content, decay_groups(module.gpt, module.optim))
+    if averaged:
+        check_average(checkpoint.content, module.state_dict())
+    old, new = checkpoint.content["windows_per_step"], data.windows_per_step(trainer)
     if old != new:
         raise _changed(
             "the number of windows in a step (batch_size, accumulate_grad_batches and devices multiplied)", old, new
         )
 
 
-def taken_settings(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a new run takes over from the checkpoint that it starts from: the network's shape and its tokens."""
-    shape = asdict(gpt)
-    del shape["vocab_size"]  # no setting: it is that of the vocabulary
-    size = {"vocab_size": tokenizer.vocab_size} if tokenizer.kind == "bpe" else {}
-    return {"model": {"gpt": shape}, "data": {"tokenizer": tokenizer.kind, **size}}
+def check_training_state(content: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """See that optimizer, schedule and counters are of one step, and the moments of the parameters' shapes.
 
+    A fused optimizer would read beyond the end of a moment that is too small.
 
-def check_tokens(taken: Mapping[str, Any], config: Namespace) -> None:
-    """Refuse other tokens than those that a checkpoint brings.
+    Args:
+        content: of a checkpoint.
+        groups: of the parameters, as the optimizer has them.
 
     Raises:
-        ValueError: naming the setting.
+        DamagedCheckpoint: if they are not.
     """
-    for name, value in taken["data"].items():
-        if config.data[name] != value:
-            raise ValueError(
-                f"data.{name} has to be {value}, that of the checkpoint's tokenizer, got {config.data[name]}"
-            )
+    try:
+        (optimizer,), (schedule,) = content["optimizer_states"], content["lr_schedulers"]
+        sound = bool(steps_taken(dict(content)) == schedule["last_epoch"] == content["global_step"])
+        parameters = [(p, group) for group in groups for p in group["params"]]
+        for index, (parameter, group) in enumerate(parameters if sound and content["global_step"] else ()):
+            # Muon keeps one moment of each parameter, and Adam two.
+            for name in ("momentum_buffer",) if "rows" in group else ("exp_avg", "exp_avg_sq"):
+                moment = optimizer["state"][index][name]
+                fits = moment.shape == parameter.shape and moment.is_floating_point()
+                sound = sound and fits and bool(moment.isfinite().all())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise DamagedCheckpoint("the checkpoint is damaged: its optimizer, schedule and counters do not fit together")
+
+
+def check_average(content: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> None:
+    """See that a checkpoint whose weights are an average also has those that training resumes from.
+
+    Raises:
+        DamagedCheckpoint: if it has not.
+    """
+    weights, state = content.get("current_model_state"), content.get("averaging_state")
+    count = state.get("n_averaged") if isinstance(state, dict) and len(state) == 1 else None
+    counted = isinstance(count, Tensor) and not count.shape and not count.is_floating_point() and count.item() >= 0
+    if not counted or not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise DamagedCheckpoint("the checkpoint is damaged: it lacks the weights beside their average")
+    check_weights(weights, fresh)
 
 
 def _changed(name: str, old: object, new: object) -> ValueError:
@@ -103,28 +137,6 @@ def _changed(name: str, old: object, new: object) -> ValueError:
         f"{name} has to stay {old} in a run that goes on, got {new}; give another --run_dir without --ckpt_path for a "
         "new run"
     )
-
-
-PLAIN = re.compile(r"[\w-]*")
-"""Text that names no class: without a dot."""
-
-
-def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
-    """The settings in a checkpoint's YAML, but for those of the Trainer that would import code, and their names.
-
-    Raises:
-        ValueError: if it is no YAML of settings.
-    """
-    try:
-        tree = yaml.safe_load(config)
-        trainer = tree["trainer"]
-        held = [name for name, value in trainer.items() if isinstance(value, str) and not PLAIN.fullmatch(value)]
-        held += [name for name, value in trainer.items() if isinstance(value, dict | list) and name != "devices"]
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
-        raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
-    tree = {name: value for name, value in tree.items() if name not in ("config", "ckpt_path", "run_dir")}
-    tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
-    return tree, [f"trainer.{name}" for name in held]
 
 
 def changes(it: int, before: Namespace, config: Namespace) -> list[str]:

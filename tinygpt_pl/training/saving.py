@@ -11,12 +11,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins import CheckpointIO
 
-from tinygpt_pl.runs.checkpoint import iteration_of, read_checkpoint, write_checkpoint
+from tinygpt_pl.guards import Interrupted
+from tinygpt_pl.runs.checkpoint import Checkpoint, iteration_of, read_checkpoint, write_checkpoint
 from tinygpt_pl.runs.folder import checkpoint_path
-from tinygpt_pl.training.console import warn
+from tinygpt_pl.system.terminal import warn
 from tinygpt_pl.windows import Batch
 
 
@@ -26,8 +28,20 @@ class CheckpointFiles(CheckpointIO):
     `failures` has the reason for each file whose newest state could not be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Checkpoint | None = None) -> None:
+        """Hold the checkpoint that a run resumes from until Lightning asks for it, so that it is read once."""
+        self.checkpoint = checkpoint
         self.failures: dict[Path, str] = {}
+
+    def check(self) -> None:
+        """See that the newest state of each file is on the disk.
+
+        Raises:
+            OSError: if a save has failed and none has succeeded since.
+        """
+        if self.failures:
+            unwritten = "; ".join(f"{path} ({reason})" for path, reason in self.failures.items())
+            raise OSError(f"could not be written: {unwritten}")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a file; where that fails, the old one stays, and the run goes on with a warning."""
@@ -44,8 +58,11 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a file into main memory."""
-        return read_checkpoint(Path(path))
+        """Give what a file holds, in main memory."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if checkpoint is None or checkpoint.path != Path(path):
+            checkpoint = read_checkpoint(Path(path))
+        return checkpoint.hand_over()
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a file."""
@@ -66,7 +83,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.files = files
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save an improvement; one that could not be saved is none."""
+        """Save an improvement; one that could not be saved does not count."""
         before = self.state_dict()
         before["best_k_models"] = dict(before["best_k_models"])
         super().on_validation_end(trainer, pl_module)
@@ -75,21 +92,13 @@ class BestCheckpoint(ModelCheckpoint):
             super().load_state_dict(before)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; Lightning forgets the best score where the folder has another name than before."""
+        """Keep the best score, which Lightning forgets where the folder has another name than before."""
         here = Path(str(self.dirpath))
         best = here / Path(state_dict["best_model_path"]).name
         if iteration_of(best) >= 0:  # not so in a new folder, whose best is yet to come
             scores = {str(best): score for score in state_dict["best_k_models"].values()}
             paths = {"dirpath": str(here), "best_model_path": str(best), "kth_best_model_path": str(best)}
             super().load_state_dict({**state_dict, **paths, "best_k_models": scores})
-
-
-class Interrupted(Exception):
-    """A signal has ended the run at a boundary between two optimizer steps, and its state is saved."""
-
-    def __init__(self, signum: int, iteration: int, path: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at iteration {iteration}")
-        self.signum, self.path = signum, path
 
 
 class StopSignals(Callback):
@@ -118,20 +127,22 @@ class StopSignals(Callback):
             os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(CheckpointCallback):
     """Keeps the newest state: saved after each evaluation, every few minutes between, and when a signal stops the run.
 
-    It has to come after the best checkpoint, of which it keeps the record, and after all that counts steps.
+    The wishes of all ranks are one integer each: the largest is done by all.
     """
 
-    def __init__(self, run_dir: Path, minutes: float, signals: StopSignals) -> None:
-        """Save nothing yet.
+    def __init__(self, run_dir: Path, minutes: float, signals: StopSignals, files: CheckpointFiles) -> None:
+        """Prepare the saves.
 
         Args:
             run_dir: the folder of the run.
             minutes: the longest time between two saves, as far as steps are shorter than that.
             signals: what may stop the run.
+            files: where it is saved, and which saves failed.
         """
+        self.files = files
         self.path, self.seconds, self.signals = checkpoint_path(run_dir, "last"), 60.0 * minutes, signals
         self.due = 0.0
         self.common: list[int] = []  # batches of an evaluation that every process has, in each split
@@ -169,12 +180,17 @@ class LastCheckpoint(Checkpoint):
         if batch_idx < self.common[dataloader_idx]:
             self._heed(trainer, self.signals.received)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run with an error if its newest state is not on the disk."""
+        self.files.check()
+
     def _heed(self, trainer: pl.Trainer, wish: int) -> None:
         """Do the most that any process wishes: nothing (0), save (1), or save and stop (a signal's number)."""
         wish = self._agree(trainer, wish, "max")
         if wish:
             self._save(trainer)
         if wish > 1:
+            self.files.check()
             raise Interrupted(wish, trainer.global_step, self.path)
 
     @staticmethod

@@ -1,0 +1,89 @@
+"""The command fit: train a model, from scratch, from the weights of a checkpoint, or where a run stopped."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+
+from tinygpt_pl.commands.outcome import Work
+from tinygpt_pl.commands.settings import Settings, read_settings
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.gpt import parameter_count
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.runs.checkpoint import check_same_network, check_weights
+from tinygpt_pl.runs.start import Start, claim_run, place_run
+from tinygpt_pl.system.machine import check_memory
+from tinygpt_pl.training.console import quieten
+from tinygpt_pl.training.recipe import recipe_callbacks
+from tinygpt_pl.training.resume import changes, check_run, check_state
+from tinygpt_pl.training.trainer import check_split, is_first_process, lightning_running, make_trainer
+
+
+def fit(args: Sequence[str], work: Work) -> None:
+    """Train a model."""
+    quieten()
+    settings, start = read_settings("fit", args)
+    data = load_data(settings, start)
+    run_dir, beyond = place_run(start, settings.run_dir)
+    notes = [*settings.notes, beyond, *describe(start, settings, data)]
+    if start.finished(settings.config.trainer.max_steps):
+        print(f"nothing to do: iteration {start.iteration} is reached; a larger --trainer.max_steps goes on")
+        return
+    with claim_run(run_dir, start, owner=is_first_process()) as run:
+        module = make_module(settings, data, start)
+        callbacks = recipe_callbacks(
+            run,
+            data,
+            settings.run,
+            start,
+            settings=settings.text(data),
+            notes=notes,
+            log_every_n_steps=settings.trainer["log_every_n_steps"],
+            progress_bar=settings.trainer["enable_progress_bar"] is not False,
+        )
+        trainer = make_trainer(callbacks, **settings.trainer)
+        # Weights and optimizer are then loaded as they were saved, with no rounding on the way.
+        trainer.precision_plugin.convert_module(module)
+        resumed = start.resumed
+        if resumed:
+            check_state(resumed, module, data, trainer, averaged=settings.run.ema_decay is not None)
+        elif start.checkpoint:
+            module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
+        check_split(data, trainer)
+        if is_first_process():
+            start.rewind(run)
+        work.begin(trainer, run)
+        with lightning_running():
+            trainer.fit(module, data, ckpt_path=resumed.path if resumed else None, weights_only=True)
+
+
+def load_data(settings: Settings, start: Start) -> TextDataModule:
+    """The text, encoded by the tokenizer of the checkpoint if there is one."""
+    known = start.checkpoint.tokenizer if start.checkpoint else None
+    seed = settings.run.seed_everything
+    data = TextDataModule(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
+    data.setup()
+    gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)
+    check_memory(parameter_count(gpt))
+    if start.checkpoint:
+        check_same_network(start.checkpoint, gpt)
+    return data
+
+
+def make_module(settings: Settings, data: TextDataModule, start: Start) -> TinyGPT:
+    """The model with fresh weights, of the same names and shapes as those of the checkpoint if there is one."""
+    pl.seed_everything(settings.run.seed_everything, verbose=False)
+    gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)
+    module = TinyGPT(gpt, settings.optim, data.tokenizer)
+    if start.checkpoint:
+        check_weights(start.checkpoint.content["state_dict"], module.state_dict())
+    return module
+
+
+def describe(start: Start, settings: Settings, data: TextDataModule) -> list[str]:
+    """What there is to report of how a run starts, once it is clear that it may."""
+    if start.resumed and settings.before:
+        check_run(start.resumed, data, settings.config.trainer.max_steps)
+        note = f"going on from iteration {start.iteration} of {start.resumed.path}"
+        return [note, *changes(start.iteration, settings.before, settings.config)]
+    return [f"a new run with the weights of {start.checkpoint.path}"] if start.checkpoint else []

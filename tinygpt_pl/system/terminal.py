@@ -1,0 +1,45 @@
+"""Lines printed for a person: results on the output, warnings and errors on the error stream."""
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+PROG = "python -m tinygpt_pl"
+
+PATIENCE = 5.0
+"""Seconds that the other processes of a machine leave to the first to print what is wrong."""
+
+
+def say(*lines: str) -> None:
+    """Print the lines that are not empty on the output, above any progress bar."""
+    for line in filter(None, lines):
+        if sys.stderr.isatty():
+            tqdm.write(line)  # above the bar
+        else:
+            print(line)
+    sys.stdout.flush()  # a table in a pipe or file is read while the run trains
+
+
+def warn(message: str) -> None:
+    """Print a warning on the error stream, above any progress bar."""
+    tqdm.write(f"WARNING: {message}", file=sys.stderr)
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Print an error in two lines and a hint in a third; messages of libraries can be longer than that."""
+    first, *rest = (line.strip() for line in message.splitlines() if line.strip())
+    lines = [first[:400], " ".join(rest)[:400], hint]
+    print("error: " + "\n".join(line for line in lines if line), file=sys.stderr)
+
+
+def refuse(message: str, hint: str = "") -> None:
+    """Print an error in a setting or file, once for all processes that torchrun or srun has started on a machine.
+
+    The first of them finds the same error, and its end ends the others; one that is still there then has found another.
+    """
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if os.environ.get("LOCAL_RANK" if torchrun else "SLURM_LOCALID", "0") != "0":
+        time.sleep(PATIENCE)
+    fail(message, hint)

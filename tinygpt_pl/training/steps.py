@@ -1,0 +1,80 @@
+"""What surrounds each optimizer step: the seed of its dropout, its compilation, and how it is guarded on a GPU."""
+
+import time
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.module import TinyGPT
+from tinygpt_pl.system.terminal import say
+from tinygpt_pl.training.torch_internals import skip_steps
+from tinygpt_pl.windows import Batch
+
+SKIPPING_DEVICES = {"cuda"}
+"""Devices whose fused AdamW can skip a step by itself, so that the host need not wait for the device at each one."""
+
+
+class StepSeed(Callback):
+    """Makes dropout a pure function of (seed, optimizer step, micro-batch, rank), so that a resumed run repeats it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Seed the device's generator for a micro-batch."""
+        micro, device = batch_idx % trainer.accumulate_grad_batches, pl_module.device
+        seed = dropout_seed(self.seed, trainer.global_step, micro, trainer.global_rank)
+        # torch.manual_seed looks for all devices there might be, which takes a hundred times as long.
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.get_device_module(device).manual_seed(seed)
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
+    """A 64-bit seed that differs for every micro-batch of a run."""
+    return int(np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)[0])
+
+
+class DeferredGuard(Callback):
+    """Keeps failed steps on a GPU, whose optimizer then skips all later ones, until somebody reads from it anyway."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the optimizer the guard's flag."""
+        assert isinstance(pl_module, TinyGPT)
+        optimizer = pl_module.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        if pl_module.fused and pl_module.device.type in SKIPPING_DEVICES:
+            # Muon heeds no such flag; but what it spoils is never saved.
+            skip_steps(optimizer, pl_module.step_guard.defer(pl_module.device))
+
+
+class Compilation(Callback):
+    """Compiles the model for the training step; if that fails, the run trains uncompiled and says so."""
+
+    def __init__(self, data: TextDataModule) -> None:
+        self.data = data
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compile now, not in the middle of the first step, so that its time is seen and its failure caught."""
+        assert isinstance(pl_module, TinyGPT)
+        gpt, batch, start = pl_module.gpt, next(iter(self.data.train_dataloader())), time.perf_counter()
+        # A function around the model keeps the names of its parameters, and the hooks of its calls.
+        compiled = torch.compile(lambda idx, targets: gpt(idx, targets), dynamic=False)
+        try:
+            with trainer.precision_plugin.forward_context():
+                compiled(*batch)
+        except Exception as error:  # of dynamo, inductor or a C++ compiler
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            told = f"NOTE: not compiled, since that failed: {reason[:200]}"
+        else:
+            pl_module.compiled = compiled
+            told = f"compiled in {time.perf_counter() - start:.0f}s"
+        if trainer.is_global_zero:
+            say(told)

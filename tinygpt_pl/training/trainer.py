@@ -1,0 +1,191 @@
+"""The Trainer: its options are the arguments of `make_trainer`, and what the recipe fixes is set there."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.guards import Misused
+from tinygpt_pl.system.machine import device_type, keep_freed_memory, multiplies_bf16
+from tinygpt_pl.training.evaluation import Evaluation
+from tinygpt_pl.training.events import EventLogger
+from tinygpt_pl.training.lightning_internals import cluster_environment
+from tinygpt_pl.training.record import RunRecord
+from tinygpt_pl.training.saving import LastCheckpoint
+
+Plugin = Precision | ClusterEnvironment | CheckpointIO | LayerSync
+HalfPrecision = Literal["bf16-mixed", "16-mixed", "bf16-true", "16-true", "bf16", "16", 16]
+OtherPrecision = Literal["32-true", "32", 32, "64-true", "64", 64, "transformer-engine", "transformer-engine-float16"]
+PrecisionName = Literal["auto"] | HalfPrecision | OtherPrecision
+
+
+def make_trainer(
+    recipe: Sequence[Callback] = (),
+    accelerator: str | Accelerator = "auto",
+    strategy: str | Strategy = "auto",
+    devices: list[int] | str | int = 1,
+    num_nodes: int = 1,
+    logger: Logger | Iterable[Logger] | bool | None = None,
+    callbacks: list[Callback] | Callback | None = None,
+    max_steps: int = 5000,
+    log_every_n_steps: int = 10,
+    enable_progress_bar: bool | None = None,
+    accumulate_grad_batches: int = 1,
+    gradient_clip_val: int | float | None = 1.0,
+    deterministic: bool | Literal["warn"] | None = None,
+    benchmark: bool | None = None,
+    profiler: Profiler | str | None = None,
+    detect_anomaly: bool = False,
+    plugins: Plugin | list[Plugin] | None = None,
+    precision: PrecisionName | None = "32-true",
+) -> pl.Trainer:
+    """Build the Trainer of a run, or, without the callbacks of the recipe, one that evaluates checkpoints.
+
+    Args:
+        recipe: the callbacks of `recipe_callbacks`.
+        accelerator: cpu, gpu, cuda, mps or auto, or a class of your own.
+        strategy: how several devices share a run, such as ddp or fsdp2.
+        devices: number of devices of a machine, or a list of their indices.
+        num_nodes: number of machines.
+        logger: loggers instead of the event files for TensorBoard; false for none.
+        callbacks: of your own, after those of the recipe.
+        max_steps: optimizer steps of the whole run.
+        log_every_n_steps: optimizer steps from row to row of the curve.
+        enable_progress_bar: whether to show a progress bar; yes if left out.
+        accumulate_grad_batches: micro-batches of an optimizer step.
+        gradient_clip_val: largest global norm of the gradient; null for no clipping.
+        deterministic: whether to use deterministic algorithms alone; warn to be told where there are none.
+        benchmark: whether cuDNN tries its algorithms for the fastest one.
+        profiler: measures hooks and steps, such as simple or advanced.
+        detect_anomaly: whether autograd looks for NaN in each operation; slow.
+        plugins: of precision, cluster environment, checkpoints or layer synchronisation.
+        precision: kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true
+
+    Raises:
+        ValueError: if Lightning cannot do what is asked for, or the processes of a run are not as many as its devices.
+    """
+    fixed: dict[str, Any] = {"enable_model_summary": False, "profiler": profiler or Unprofiled()}
+    plugins = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    for callback in recipe:
+        if isinstance(callback, Evaluation):
+            # Lightning counts micro-batches; and across epochs, of which there is one.
+            fixed |= {"val_check_interval": callback.interval * accumulate_grad_batches, "num_sanity_val_steps": 0}
+            fixed["check_val_every_n_epoch"] = None
+        elif isinstance(callback, RunRecord) and logger in (None, True):
+            logger = EventLogger(callback.run_dir, purge_step=callback.purge_step)
+        elif isinstance(callback, LastCheckpoint):
+            plugins = [callback.files, *plugins]
+    if not recipe:
+        logger, fixed["enable_checkpointing"] = False, False
+    try:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            logger=logger,
+            callbacks=[*recipe, *(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])],
+            max_steps=max_steps,
+            log_every_n_steps=log_every_n_steps,
+            enable_progress_bar=enable_progress_bar,
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            deterministic=deterministic,
+            benchmark=benchmark,
+            detect_anomaly=detect_anomaly,
+            plugins=plugins,
+            precision=choose_precision(precision, accelerator),
+            **fixed,
+        )
+    except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
+        raise ValueError(f"trainer: {error}") from error
+    check_processes(trainer)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+def choose_precision(precision: Any, accelerator: str | Accelerator) -> Any:
+    """The precision that `auto` stands for on an accelerator; any other as it is."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if multiplies_bf16(device_type(str(accelerator))) else "32-true"
+
+
+class Unprofiled(PassThroughProfiler):
+    """Measures nothing, at a fifth of the price: Lightning asks its profiler at each hook of each callback."""
+
+    NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]  # which wants a generator's
+        """A context that does nothing; the same one each time."""
+        return self.NOTHING
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of a job's processes that owns its folder; asked before there is a Trainer to know."""
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"  # as Lightning's LightningEnvironment
+    return node == "0" and getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_processes(trainer: pl.Trainer) -> None:
+    """See that torchrun or srun has started a process for each device; Lightning would wait for the others, or worse.
+
+    Raises:
+        ValueError: if not, or if nothing can have started those of other machines.
+    """
+    environment = cluster_environment(trainer)
+    asked, started = trainer.num_devices * trainer.num_nodes, environment.world_size()
+    if asked != started:
+        raise ValueError(
+            f"trainer.devices {trainer.num_devices} on each of trainer.num_nodes {trainer.num_nodes} is {asked}, but "
+            f"{started} processes were started by torchrun or srun; the two have to agree"
+        )
+    environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but this command knows of no other machine; start it on each "
+            "by torchrun or srun"
+        )
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # which saves in mid-step; StopSignals does so between two steps
+
+
+def check_split(data: TextDataModule, trainer: pl.Trainer, *, whole: bool = False) -> None:
+    """See that each device has a window in a pass over the validation split.
+
+    Args:
+        data: set up.
+        trainer: of the run.
+        whole: whether there is such a pass, whatever `eval_coverage` is.
+
+    Raises:
+        ValueError: if there are more devices than windows.
+    """
+    windows = math.ceil((len(data.splits["val"]) - 1) / data.block_size)
+    if (whole or data.eval_coverage == "full") and windows < trainer.world_size:
+        raise ValueError(f"the val split has {windows} windows, too few for {trainer.world_size} devices")
+
+
+@contextmanager
+def lightning_running() -> Iterator[None]:
+    """Turn Lightning's complaint about how it is used into `Misused`, which those know who do not import Lightning."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise Misused(str(error)) from error
