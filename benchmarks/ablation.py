@@ -117,7 +117,7 @@ def score(
     with tempfile.TemporaryDirectory() as folder:
         fit(["--config", args.base, *part, *common, *words], Path(folder) / "run", 1 if args.jobs > 1 else None)
         checkpoint = read_checkpoint(Path(folder) / "run" / "checkpoints" / "last.ckpt")
-    loss = float(checkpoint["val_loss"])
+    loss = float(checkpoint.content["val_loss"])
     with args.results.open("a") as file:
         file.write(json.dumps({"key": key, "part": name, "seed": seed, "loss": loss}) + "\n")
     print(f"{name}, seed {seed}: {loss:.4f} in {time.perf_counter() - start:.0f}s", file=sys.stderr, flush=True)

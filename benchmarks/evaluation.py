@@ -48,7 +48,9 @@ def main() -> None:
     keep_freed_memory()
     checkpoint = read_checkpoint(args.checkpoint)
     network = TinyGPT.load_from_checkpoint(args.checkpoint).eval().gpt
-    data = TextDataModule(checkpoint["corpus"]["name"], block_size=network.config.block_size, offline_corpus=None)
+    data = TextDataModule(
+        checkpoint.content["corpus"]["name"], block_size=network.config.block_size, offline_corpus=None
+    )
     data.setup()
     ids, block_size = data.splits["val"], network.config.block_size
     high = len(ids) - block_size

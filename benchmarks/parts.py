@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
-from tinygpt_pl.commands.job import Unprofiled
 from tinygpt_pl.gpt import GPT, Dropout, GPTConfig
 from tinygpt_pl.optim import OptimConfig, configure_optimizer
 from tinygpt_pl.system.machine import keep_freed_memory
+from tinygpt_pl.training.trainer import Unprofiled
 from tinygpt_pl.windows import gather
 
 Work = Callable[[], object]

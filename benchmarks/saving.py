@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt_pl.commands.job import Job
-from tinygpt_pl.commands.outcome import quieten
+import lightning.pytorch as pl
+
+from tinygpt_pl.commands import main as command
 from tinygpt_pl.runs.folder import checkpoint_path
 
 CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
@@ -22,23 +23,19 @@ CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
 
 def main() -> None:
     """Run `fit` with a stopwatch around each save."""
-    quieten()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        job = Job("fit", ["--config", str(CONFIG), "--run_dir", f"{folder}/run", *sys.argv[1:]])
-        job.prepare()
-        save, seconds = job.trainer.save_checkpoint, []
+    save, seconds = pl.Trainer.save_checkpoint, []
 
-        def timed(*args: Any, **kwargs: Any) -> None:
-            start = time.perf_counter()
-            save(*args, **kwargs)
-            seconds.append(time.perf_counter() - start)
-
-        job.trainer.save_checkpoint = timed  # type: ignore[method-assign]  # what all callbacks save through
+    def timed(*args: Any, **kwargs: Any) -> None:
         start = time.perf_counter()
-        job.fit()
+        save(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+
+    pl.Trainer.save_checkpoint = timed  # type: ignore[method-assign]  # what all callbacks save through
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        start = time.perf_counter()
+        command(["fit", "--config", str(CONFIG), "--run_dir", f"{folder}/run", *sys.argv[1:]])
         whole = time.perf_counter() - start
         size = checkpoint_path(Path(folder) / "run", "last").stat().st_size
-        job.close()
     print(
         f"{len(seconds)} saves of {size / 1e6:.1f} MB in {sum(seconds):.2f} s, {statistics.median(seconds):.3f} s each "
         f"(median): {sum(seconds) / whole:.2%} of a run of {whole:.1f} s"

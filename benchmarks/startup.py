@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CONFIG = Path(__file__).parent.parent / "configs" / "small.yaml"
 RUNS = 5
@@ -38,10 +39,11 @@ def child(config: str, begun: float) -> None:
     import lightning.pytorch as pl
 
     marks.append(time.time())
-    from tinygpt_pl.commands.job import Job
-    from tinygpt_pl.commands.outcome import quieten
 
-    quieten()
+    from tinygpt_pl.commands import fit as command
+    from tinygpt_pl.commands.outcome import Work
+    from tinygpt_pl.training import make_trainer
+
     marks.append(time.time())
 
     class Clock(pl.Callback):
@@ -53,13 +55,20 @@ def child(config: str, begun: float) -> None:
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
         words = ["--config", config, "--run_dir", f"{folder}/run", "--trainer.max_steps=1", "--data.eval_iters=20"]
-        job = Job("fit", words)
-        marks.append(time.time())
-        job.prepare()
-        job.trainer.callbacks.append(Clock())  # type: ignore[attr-defined]  # set by a connector
-        marks.append(time.time())
-        job.fit()
-        job.close()
+        load_data = command.load_data
+
+        def loaded(*args: Any) -> Any:
+            data = load_data(*args)
+            marks.append(time.time())
+            return data
+
+        def made(recipe: Any, **options: Any) -> Any:
+            trainer = make_trainer(recipe, **{**options, "callbacks": [Clock()]})
+            marks.append(time.time())
+            return trainer
+
+        vars(command).update(load_data=loaded, make_trainer=made)
+        command.fit(words, Work())
     parts = [end - start for start, end in itertools.pairwise(marks)]
     print(json.dumps(parts[: len(PARTS)]))
 

@@ -15,7 +15,8 @@ from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import OptimConfig
-from tinygpt_pl.training.evaluation import Evaluation, StepSeed, dropout_seed
+from tinygpt_pl.training.evaluation import Evaluation
+from tinygpt_pl.training.steps import StepSeed, dropout_seed
 from tinygpt_pl.windows import window_starts
 
 SEED = 1337
@@ -190,7 +191,8 @@ def lightning_fit(
         "enable_progress_bar": False,
         "enable_model_summary": False,
     } | trainer_options
-    trainer = pl.Trainer(callbacks=[StepSeed(SEED), *callbacks, Evaluation(fresh=True), recorder], **options)
+    evaluation = Evaluation(options["val_check_interval"] // accumulate, fresh=True)
+    trainer = pl.Trainer(callbacks=[StepSeed(SEED), *callbacks, evaluation, recorder], **options)
     trainer.fit(module, data)
     recorder.record.weights = {name: p.detach().clone() for name, p in module.gpt.state_dict().items()}
     return recorder.record

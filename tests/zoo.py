@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tests.reference import english
 from tests.small_runs import MODERN
-from tinygpt_pl.commands import job
+from tinygpt_pl.commands import fit
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import CausalSelfAttention
 from tinygpt_pl.module import TinyGPT
@@ -221,8 +221,8 @@ def run(case: Case, folder: Path, common: Mapping[str, Any] = SMALL) -> tuple[Pa
     options |= {name: texts[value] for name, value in options.items() if value in texts}
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "TinyGPT", case.module)
-        patch.setattr(job, "TextDataModule", case.data)
+        patch.setattr(fit, "TinyGPT", case.module)
+        patch.setattr(fit, "TextDataModule", case.data)
         code = main(["fit", *(f"--{name}={value}" for name, value in options.items())])
         if case.resumed is not None:
             last = run_dir / "checkpoints" / "last.ckpt"

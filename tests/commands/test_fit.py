@@ -14,18 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.small_runs import Run, load, scalars, shell, small, table
+from tests.small_runs import RUN, Run, load, scalars, shell, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, warmup_cosine
-from tinygpt_pl.commands import job
+from tinygpt_pl.commands import fit
+from tinygpt_pl.training import trainer
 from tinygpt_pl.windows import Batch
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-RUN = Path("lightning_logs/version_0")
 LONGER = "--trainer.max_steps=4"
 
 
@@ -271,7 +267,7 @@ class SummedLoss(TinyGPT):
 def test_a_start_far_from_a_uniform_guess_stops_the_run(
     cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "TinyGPT", SummedLoss)
+    monkeypatch.setattr(fit, "TinyGPT", SummedLoss)
     code, out, err = cli("fit", *small(text_file))
     assert code == 1
     assert [row[0] for row in table(out)] == ["0"]
@@ -308,7 +304,7 @@ def test_what_is_left_to_the_machine_is_settled_and_written_down(
     cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, able: bool
 ) -> None:
     """A run is repeated from its config.yaml, perhaps on another machine: no auto may be left in it."""
-    monkeypatch.setattr(job, "multiplies_bf16", lambda device: able)
+    monkeypatch.setattr(trainer, "multiplies_bf16", lambda device: able)
     code, out, _ = cli("fit", *small(text_file), "--trainer.precision=auto", "--compile=auto")
     assert code == 0
     settings = yaml.safe_load((RUN / "config.yaml").read_text())

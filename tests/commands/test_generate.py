@@ -15,19 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import Run, load, shell, small
+from tests.small_runs import BEST, Run, load, shell, small
 from tinygpt_pl import generate
-from tinygpt_pl.commands.generate import Sample
-from tinygpt_pl.runs.checkpoint import load_network, write_checkpoint
+from tinygpt_pl.generation.stream import Sample
+from tinygpt_pl.runs.checkpoint import load_network, read_checkpoint, write_checkpoint
 from tinygpt_pl.text.tokenizer import CharTokenizer
 
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 BLOCK = 8  # of `small`
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def trained(run: Path) -> None:
 
 def expected(prompt: str, tokens: int, **options: Any) -> str:
     """The text by the function of that name."""
-    gpt, tokenizer = load_network(load(BEST))
+    gpt, tokenizer = load_network(read_checkpoint(BEST))
     idx = torch.from_numpy(tokenizer.encode(prompt)).long()[None]
     return tokenizer.decode(generate(gpt, idx, tokens, **options)[0])
 
@@ -134,7 +130,7 @@ def test_a_stop_string_ends_each_sample_and_is_not_part_of_it(cli: Run) -> None:
 def sample(*pieces: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Sample]:
     """What is shown after each piece of a text, and at its end."""
     tokenizer = CharTokenizer.from_text("".join((*pieces, *stop)))
-    text, shown = Sample(tokenizer, stop), []
+    text, shown = Sample(tokenizer.decode, stop), []
     for piece in pieces:
         for token in tokenizer.encode(piece).tolist():
             text.add(token)

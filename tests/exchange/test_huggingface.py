@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -19,19 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import Run, load, scalars, small, table
+from tests.small_runs import BEST, Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
-from tinygpt_pl.commands.generate import Sample
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
-from tinygpt_pl.runs.checkpoint import load_network, read_checkpoint, write_checkpoint
+from tinygpt_pl.generation.stream import Sample
+from tinygpt_pl.runs.checkpoint import Checkpoint, Content, load_network, read_checkpoint, write_checkpoint
 from tinygpt_pl.text.tokenizer import BPETokenizer, CharTokenizer
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 transformers.utils.logging.disable_progress_bar()
-
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +83,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """transformers' class for each of what it can hold."""
 
 
+def as_checkpoint(model: TinyGPT, facts: dict[str, Any]) -> Checkpoint:
+    """What `read_checkpoint` gives of a model and of what else an export wants to know."""
+    assert model.tokenizer is not None
+    content = {"state_dict": model.state_dict(), **facts}
+    return Checkpoint(Path("x.ckpt"), 0, cast(Content, content), model.gpt.config, model.tokenizer)
+
+
 def exported(text: str = "the box jumps over the lazy dog\n", **parts: Any) -> Any:
     """A checkpoint of characters, and the folder that it is exported to."""
     torch.manual_seed(0)
@@ -94,10 +99,8 @@ def exported(text: str = "the box jumps over the lazy dog\n", **parts: Any) -> A
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    checkpoint = {
-        **{"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": "seed: 1"},
-        **{"global_step": 7, "val_loss": 1.25, "corpus": {"name": "mine", "sha256": "abc"}},
-    }
+    facts = {"config": "seed: 1", "global_step": 7, "val_loss": 1.25, "corpus": {"name": "mine", "sha256": "abc"}}
+    checkpoint = as_checkpoint(model, facts)
     shutil.rmtree("exported", ignore_errors=True)
     export_folder(checkpoint, Path("exported"))
     return checkpoint
@@ -327,7 +330,7 @@ def test_the_two_files_of_an_older_tokenizer_are_read(bpe: BPETokenizer) -> None
 @given(st.lists(st.integers(0, 255), max_size=30))
 def test_a_stream_of_any_tokens_is_what_they_decode_to(bpe: BPETokenizer, ids: list[int]) -> None:
     """Bytes that make no character too, which a network that has learnt little writes."""
-    sample = Sample(bpe)
+    sample = Sample(bpe.decode)
     shown = []
     for token in ids:
         sample.add(token)
@@ -340,7 +343,7 @@ def test_a_stream_of_any_tokens_is_what_they_decode_to(bpe: BPETokenizer, ids: l
 def test_byte_level_bpe_gives_back_any_text_also_in_a_stream(bpe: BPETokenizer, text: str) -> None:
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
-    sample = Sample(bpe)
+    sample = Sample(bpe.decode)
     shown = []
     for token in ids.tolist():
         sample.add(token)
@@ -588,11 +591,9 @@ def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum
     tokenizer = CharTokenizer.from_text("abc")
     gpt = {"vocab_size": 3, "block_size": 16, "n_layer": 6, "n_head": 8, "n_embd": 768}  # 170 MB
     model = TinyGPT(gpt, {}, tokenizer)
-    settings = {"config": "", "global_step": 0, "val_loss": 0.0, "corpus": {"name": "", "sha256": ""}}
-    export_folder(
-        {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), **settings}, Path("large")
-    )
-    write_checkpoint(import_folder(Path("large")), Path("large.ckpt"))
+    facts = {"config": "", "global_step": 0, "val_loss": 0.0, "corpus": {"name": "", "sha256": ""}}
+    export_folder(as_checkpoint(model, facts), Path("large"))
+    write_checkpoint(import_folder(Path("large")).content, Path("large.ckpt"))
     options = {"import": "--input_dir=large --output=made", "export": "--ckpt_path=large.ckpt --output_dir=made"}
     command = [sys.executable, "-m", "tinygpt_pl", verb, *options[verb].split()]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -610,8 +611,8 @@ def test_nothing_is_written_over(cli: Run, bpe: BPETokenizer) -> None:
     assert code == 2
     assert "gpt2.ckpt is there already; give another --output" in err
     assert Path("gpt2.ckpt").read_text() == "mine"
-    write_checkpoint(import_folder(Path("gpt2")), Path("new.ckpt"))
-    assert read_checkpoint(Path("new.ckpt"))["global_step"] == 0
+    write_checkpoint(import_folder(Path("gpt2")).content, Path("new.ckpt"))
+    assert read_checkpoint(Path("new.ckpt")).iteration == 0
     code, _, err = cli("export", "--ckpt_path=new.ckpt", "--output_dir=gpt2")
     assert code == 2
     assert "gpt2 is there already, and not an empty folder" in err
@@ -633,7 +634,7 @@ def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, text_f
     """The check at iteration 0 is for fresh weights: what others have learnt can be far from ln V, on either side."""
     cli("fit", *small(text_file))
     cli("export", "--output_dir=there")
-    checkpoint = import_folder(Path("there"))
+    checkpoint = import_folder(Path("there")).content
     checkpoint["state_dict"]["gpt.wte.weight"] *= 15
     write_checkpoint(checkpoint, Path("bold.ckpt"))
     code, out, err = cli("fit", "--ckpt_path=bold.ckpt", *small(text_file), "--trainer.max_steps=4")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.small_runs import Run, scalars, small, table
 from tinygpt_pl.insight.history import History, fenced, read_history, unfenced
-from tinygpt_pl.training.curve import EventLogger
+from tinygpt_pl.training.events import EventLogger
 
 
 def test_a_run_is_read_back_as_it_was(cli: Run, text_file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tests.small_runs import Run, small, table
 from tinygpt_pl.module import TinyGPT
-from tinygpt_pl.training.console import LongRunNotice, StepProgressBar
+from tinygpt_pl.training.progress import LongRunNotice, StepProgressBar
 from tinygpt_pl.windows import Batch
 
 

@@ -11,7 +11,8 @@ from tests.reference import CLIP, GPT_CONFIG, OPTIM, lightning_fit
 from tests.small_runs import scalars
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.system.machine import matmul_flops
-from tinygpt_pl.training.curve import Curve, EventLogger
+from tinygpt_pl.training.curve import Curve
+from tinygpt_pl.training.events import EventLogger
 from tinygpt_pl.windows import Batch
 
 

@@ -10,9 +10,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.small_runs import Run, assert_same, load, outcome, scalars, small, table, texts
 from tinygpt_pl import generate
-from tinygpt_pl.runs.checkpoint import load_network
+from tinygpt_pl.runs.checkpoint import load_network, read_checkpoint
 from tinygpt_pl.text.tokenizer import CharTokenizer
-from tinygpt_pl.training.evaluation import dropout_seed
+from tinygpt_pl.training.steps import dropout_seed
 
 
 def test_dropout_seeds_differ_and_repeat() -> None:
@@ -42,7 +42,7 @@ def test_samples_are_drawn_after_each_evaluation_and_change_no_bit(
     assert not any(text in without for _, text in written)
     assert "sample/text_summary" not in texts(Path("without"))
 
-    best = load_network(load(Path("with/checkpoints/best.ckpt")))[0]
+    best = load_network(read_checkpoint(Path("with/checkpoints/best.ckpt")))[0]
     best_step = load(Path("with/checkpoints/best.ckpt"))["global_step"]
     ids = generate(best, torch.tensor([[0]]), 20, seed=1337)[0, 1:]
     assert dict(written)[best_step].strip(" ") == CharTokenizer.from_text(text_file.read_text()).decode(ids).strip(" ")

@@ -17,10 +17,11 @@ def test_the_best_checkpoint_is_kept_by_validation_loss(tmp_path: Path, monitor:
     path = tmp_path / "text"
     path.write_text("ab" * 900 + "ba" * 50 + "aabb" * 25)
     torch.manual_seed(0)
-    best = BestCheckpoint(tmp_path, CheckpointFiles())
+    files = CheckpointFiles()
+    best = BestCheckpoint(tmp_path, files)
     assert best.monitor == "eval/val_loss"
     best.monitor = monitor
-    saving = (best, LastCheckpoint(tmp_path, 5.0, StopSignals()))
+    saving = (best, LastCheckpoint(tmp_path, 5.0, StopSignals(), files))
     module = TinyGPT({**vars(GPT_CONFIG), "vocab_size": 2}, OPTIM)
     record = lightning_fit(path, module, callbacks=saving, enable_checkpointing=True)
     _, *rows = record.evaluations

@@ -81,7 +81,7 @@ class Generation:
         self.sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
         self.prompt = prompt_of(config.prompt, config.prompt_file)
         checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
-        gpt, self.tokenizer = load_network(checkpoint), checkpoint.tokenizer
+        gpt, self.tokenizer = load_network(checkpoint)
         self.gpt = gpt.to(find_device(config.accelerator))
         try:
             ids = self.tokenizer.encode(self.prompt) if self.prompt else [self.tokenizer.start]

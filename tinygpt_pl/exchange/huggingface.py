@@ -54,7 +54,8 @@ def export_folder(checkpoint: Checkpoint, folder: Path) -> None:
         ValueError: if transformers has none like it.
         OSError: if a file cannot be written.
     """
-    gpt, tokenizer, held = load_network(checkpoint), checkpoint.tokenizer, checkpoint.content
+    gpt, tokenizer = load_network(checkpoint)
+    held = checkpoint.content
     architecture = architecture_of(gpt.config)
     weights = architecture.exported(gpt.state_dict(), gpt.config)
     origin = {

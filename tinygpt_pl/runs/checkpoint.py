@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, BinaryIO, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if damaged:
                 raise DamagedCheckpoint(f"{path} is damaged: the check sum of {damaged} does not fit")
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = _load(file)
         except (DamagedCheckpoint, MemoryError):
             raise
         except Exception:  # these readers trip over bytes that are no checkpoint in any way they like
@@ -122,6 +122,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if min([content["global_step"], *content["events"].values()]) < 0:
         raise DamagedCheckpoint(f"{path} is damaged: it counts less than nothing")
     return Checkpoint(path, written, content, *_stored_model(content["hyper_parameters"]))
+
+
+def _load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
+    """The one place where a pickle is read, by torch's restricted reader."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _check_origin(path: Path, content: Any) -> None:
@@ -186,7 +191,7 @@ def peek(path: Path) -> tuple[int, float]:
         DamagedCheckpoint: if it is truncated or no checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # weights stay on the disk
+        content = _load(path, mmap=True)  # weights stay on the disk
         return int(content["global_step"]), float(content["val_loss"])
     except MemoryError:
         raise
@@ -228,8 +233,8 @@ def read_or_point(path: Path) -> Checkpoint:
         raise ValueError(f"{error}{way_out}") from None
 
 
-def load_network(checkpoint: Checkpoint) -> GPT:
-    """The model of a checkpoint in float32 and eval mode.
+def load_network(checkpoint: Checkpoint) -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint in float32 and eval mode, and its tokenizer.
 
     Raises:
         DamagedCheckpoint: if the weights are not those of such a model.
@@ -243,7 +248,7 @@ def load_network(checkpoint: Checkpoint) -> GPT:
     gpt = GPT(checkpoint.gpt)
     check_weights(weights, gpt.state_dict())
     gpt.load_state_dict(weights)
-    return gpt.eval()
+    return gpt.eval(), checkpoint.tokenizer
 
 
 def check_same_network(checkpoint: Checkpoint, gpt: GPTConfig) -> None:
