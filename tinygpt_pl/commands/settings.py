@@ -10,6 +10,7 @@ from typing import Literal
 import lightning.pytorch as pl
 from jsonargparse import Namespace, set_parsing_settings
 
+from tinygpt_pl.commands.configs import find_config
 from tinygpt_pl.commands.parser import PROG, VERBS, Parser
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
@@ -70,7 +71,8 @@ def build_parser(verb: str) -> Parser:
 
 def _add_run_options(parser: Parser, verb: str) -> None:
     """What belongs to a run as a whole, not to its network, text or Trainer."""
-    parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
+    config_help = "YAML file, or the name of a shipped one, such as base; repeatable, later ones win"
+    parser.add_argument("-c", "--config", action="config", type=find_config, help=config_help)
     parser.add_argument("--seed_everything", type=int, default=1337, help="seed of weights, windows and dropout")
     parser.add_argument("--eval_interval", type=int, default=250, help="optimizer steps from evaluation to evaluation")
     parser.add_argument(
