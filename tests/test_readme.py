@@ -24,6 +24,21 @@ def test_the_two_commands_are_on_the_first_screen() -> None:
     assert 'pip install -c constraints.txt -e ".[test]" && pytest' in screen
 
 
+def test_the_tree_names_the_files_that_exist() -> None:
+    (tree,) = re.findall(r"```\ntinygpt_pl/\n(.*?)```", README, re.DOTALL)
+    named, room = [], ""
+    for indent, name, about in re.findall(r"^( +)(\S+) +(\S.*)$", tree, re.MULTILINE):
+        assert about
+        if name.endswith("/"):
+            room = name
+        else:
+            named.append(name if indent == "  " else room + name)
+    package = ROOT / "tinygpt_pl"
+    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert len(named) == len(set(named)) == tree.count(".py ")
+    assert set(named) == there
+
+
 @pytest.mark.parametrize(("verb", "options"), COMMANDS)
 def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

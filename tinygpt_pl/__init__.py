@@ -11,25 +11,47 @@ if TYPE_CHECKING:
     from tinygpt_pl.module import TinyGPT
     from tinygpt_pl.optim import OptimConfig, warmup_cosine
     from tinygpt_pl.text.tokenizer import CharTokenizer
+    from tinygpt_pl.training.recipe import RunConfig, recipe_callbacks
+    from tinygpt_pl.training.trainer import make_trainer
 
 __version__ = version("tinygpt_pl")
 
-_HOMES = {
+_MODULES = {
     "CharTokenizer": "text.tokenizer",
     "GPT": "gpt",
     "GPTConfig": "gpt",
     "OptimConfig": "optim",
+    "RunConfig": "training.recipe",
     "TextDataModule": "data",
     "TinyGPT": "module",
     "generate": "generation.sampling",
+    "make_trainer": "training.trainer",
+    "recipe_callbacks": "training.recipe",
     "warmup_cosine": "optim",
 }
 
-__all__ = ["GPT", "CharTokenizer", "GPTConfig", "OptimConfig", "TextDataModule", "TinyGPT", "generate", "warmup_cosine"]
+__all__ = [
+    "GPT",
+    "CharTokenizer",
+    "GPTConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TextDataModule",
+    "TinyGPT",
+    "generate",
+    "make_trainer",
+    "recipe_callbacks",
+    "warmup_cosine",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: the network alone starts without Lightning."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names that have not been imported yet as well."""
+    return sorted({*globals(), *__all__})

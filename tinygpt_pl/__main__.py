@@ -1,10 +1,17 @@
-"""`python -m tinygpt_pl`."""
+"""`python -m tinygpt_pl`, and the command `tinygpt`."""
 
 import sys
 
-try:
-    from tinygpt_pl.commands.main import main
 
+def main() -> int:
+    """Run the command line; gives the exit code."""
+    try:
+        from tinygpt_pl.commands.main import main as run
+
+        return run()
+    except KeyboardInterrupt:  # before there is anything to save, while the libraries are imported for instance
+        return 130
+
+
+if __name__ == "__main__":
     sys.exit(main())
-except KeyboardInterrupt:  # before there is anything to save, while the libraries are imported for instance
-    sys.exit(130)

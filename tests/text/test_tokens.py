@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.reference import english
+from tests.small_runs import Run, small
 from tinygpt_pl.text.corpus import SEPARATOR, Corpus, load_corpus
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer
 from tinygpt_pl.text.tokens import BATCH, Tokens, prepare
@@ -155,7 +156,7 @@ def test_pairs_are_learnt_from_the_training_split_alone(tmp_path: Path) -> None:
     ],
     ids=["cut", "longer", "short", "empty", "foreign", "other facts", "format", "other tokenizer", "no facts"],
 )
-def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path, spoil: Any) -> None:
+def test_fault_23_a_truncated_or_foreign_file_is_refused(tmp_path: Path, spoil: Any) -> None:
     made(tmp_path, english())
     (path,) = files(tmp_path)
     raw = path.read_bytes()
@@ -167,7 +168,7 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path, spoil: Any) -> N
     assert decoded(made(tmp_path, english())) == english()
 
 
-def test_the_file_of_another_text_is_refused_under_this_ones_name(tmp_path: Path) -> None:
+def test_fault_23_the_file_of_another_text_is_refused_under_this_ones_name(tmp_path: Path) -> None:
     made(tmp_path, english())
     (path,) = files(tmp_path)
     made(tmp_path, GREEK * 10)
@@ -175,6 +176,23 @@ def test_the_file_of_another_text_is_refused_under_this_ones_name(tmp_path: Path
     path.write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match="it is of another text, tokenizer or version"):
         made(tmp_path, english())
+
+
+def test_fault_23_a_damaged_token_file_costs_three_lines_and_exit_code_2(
+    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = small(text_file, trainer__max_steps=1, data__cache_dir=tmp_path)
+    assert cli("fit", *options)[0] == 0
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    code, out, err = cli("fit", *options)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) <= 3
+    assert f"{path} cannot be used" in err
+    assert "delete it, and it is made again" in err
+    path.unlink()
+    assert cli("fit", *options)[0] == 0
 
 
 def test_characters_that_a_known_tokenizer_lacks_are_named_before_anything_is_written(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
+from tinygpt_pl.commands.configs import find_config
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
@@ -79,7 +80,8 @@ def build_parser(verb: str) -> Parser:
     """The options of `fit`, `validate` or `test`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser.of(verb)
-    parser.add_argument("-c", "--config", action="config", help="settings in YAML; repeatable, later ones win")
+    files = "a YAML file, or the name of a shipped one such as base or cpu; repeatable, later ones win"
+    parser.add_argument("-c", "--config", action="config", type=find_config, help=files)
     parser.add_class_arguments(RunConfig)
     parser.add_argument(
         "--ckpt_path",
