@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(run: Path) -> None:
+def trained(run: Path, in_a_folder_of_its_own: None) -> None:
     """The same run here."""
     shutil.copytree(run / "lightning_logs", "lightning_logs")
 
