@@ -1,8 +1,10 @@
-"""Texts for the tests: one they write themselves, and Tiny Shakespeare where it is at hand."""
+"""Fixtures that several test files share: texts, folders, disks and the command line."""
 
+import os
 import shutil
+import subprocess
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,40 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in its own temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("mounting takes the rights of root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """Makes a folder read-only until the test ends, also for root."""
+    mounted = []
+
+    def protect(folder: Path) -> None:
+        if os.getuid():
+            folder.chmod(0o555)
+            return
+        for options in (["--bind", folder], ["-o", "remount,ro,bind"]):
+            if subprocess.run(["mount", *options, folder], capture_output=True, check=False).returncode:
+                pytest.skip("this sandbox allows no mounts")
+        mounted.append(folder.absolute())
+
+    yield protect
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)

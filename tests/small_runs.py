@@ -4,9 +4,11 @@ import contextlib
 import multiprocessing
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -18,6 +20,12 @@ from torch import Tensor
 
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
+
+RUN = Path("lightning_logs/version_0")
+LAST = RUN / "checkpoints" / "last.ckpt"
+BEST = RUN / "checkpoints" / "best.ckpt"
+DROPOUT = {"model__gpt__dropout": 0.2, "data__batch_size": 2, "trainer__accumulate_grad_batches": 2}
+LONGER = "--trainer.max_steps=12"
 
 LINE = re.compile(
     r"iter (\d+) \| train (\d+\.\d{4}) \| val (\d+\.\d{4})(?: \| raw val \d+\.\d{4})?"
@@ -175,3 +183,42 @@ def assert_same(a: Any, b: Any, where: str = "", within: float = 0.0) -> None:
         assert abs(a - b) <= within * max(abs(a), 1.0), f"{where}: {a} and {b}"
     else:
         assert a == b, where
+
+
+def three_lines(err: str) -> str:
+    """The error that a user sees, after the progress bar's line."""
+    message = err[err.index("error: ") :].strip()
+    assert len(message.splitlines()) <= 3, message
+    assert "Traceback" not in err
+    return message
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def run_forked(text_file: Path, tmp_path: Path, *more: str) -> Any:
+    """Start a long run in a process of its own, and wait until it trains."""
+    options = small(text_file, **DROPOUT, trainer__max_steps=100_000, eval_interval=100_000)
+    process = start(["fit", *options, "--run_dir=run", "--trainer.enable_progress_bar=false", *more], tmp_path)
+    wait_for((tmp_path / "run/checkpoints/last.ckpt").exists)
+    return process
+
+
+def signal_at(**where: Any) -> str:
+    settings = ", ".join(f'"{name}": {str(value).lower()}' for name, value in where.items())
+    return f'--trainer.callbacks=[{{"class_path": "tests.callbacks.SignalAt", "init_args": {{{settings}}}}}]'
+
+
+def limited(limit: int, args: list[str]) -> None:
+    """Run a command that may write files of `limit` bytes at most."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with open("output", "a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    from tinygpt_pl.commands.main import main
+
+    sys.exit(main(args))

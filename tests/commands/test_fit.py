@@ -14,18 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.small_runs import Run, load, scalars, shell, small, table
+from tests.small_runs import RUN, Run, load, scalars, shell, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, warmup_cosine
 from tinygpt_pl.commands import job
 from tinygpt_pl.windows import Batch
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-RUN = Path("lightning_logs/version_0")
 LONGER = "--trainer.max_steps=4"
 
 

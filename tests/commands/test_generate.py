@@ -15,19 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import Run, load, shell, small
+from tests.small_runs import BEST, Run, load, shell, small
 from tinygpt_pl import generate
 from tinygpt_pl.commands.generate import Sample
 from tinygpt_pl.runs.checkpoint import load_network, write_checkpoint
 from tinygpt_pl.text.tokenizer import CharTokenizer
 
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 BLOCK = 8  # of `small`
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(run: Path) -> None:
+def trained(run: Path, in_a_folder_of_its_own: None) -> None:
     """The same run here."""
     shutil.copytree(run / "lightning_logs", "lightning_logs")
 

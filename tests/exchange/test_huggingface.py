@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import Run, load, scalars, small, table
+from tests.small_runs import BEST, Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.commands.generate import Sample
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
@@ -30,8 +30,6 @@ from tinygpt_pl.text.tokenizer import BPETokenizer, CharTokenizer
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 transformers.utils.logging.disable_progress_bar()
-
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
 
 
 @pytest.fixture(autouse=True)

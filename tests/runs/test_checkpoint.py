@@ -1,5 +1,9 @@
 """That a checkpoint is written whole, and read as data."""
 
+import itertools
+import random
+import re
+import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.small_runs import FORKS, load
+from tinygpt_pl import module
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import (
     FORMAT,
@@ -22,11 +28,9 @@ from tinygpt_pl.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from tinygpt_pl.system.files import PARTIAL, sweep
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def smallest(**changes: Any) -> dict[str, Any]:
@@ -131,3 +135,42 @@ def test_networks_are_compared_but_for_dropout() -> None:
         check_same_network(stored, replace(asked, n_layer=3))
     with pytest.raises(DamagedCheckpoint, match="no network with its vocabulary"):
         check_same_network({"hyper_parameters": {"gpt": asdict(asked), "tokenizer": {"characters": "abc"}}}, asked)
+
+
+def write_forever(path: str) -> None:
+    for n in itertools.count():
+        write_checkpoint({"n": n, "tensor": torch.full((200_000,), float(n))}, Path(path))
+
+
+def test_fault_01_killed_inside_a_save(tmp_path: Path) -> None:
+    """The old file or the new one, never half of one; what was not finished is swept."""
+    path, left, newest = tmp_path / "x.ckpt", 0, -1
+    draw = random.Random(1)
+    for _ in range(20):
+        before = path.stat().st_ino if path.exists() else 0
+        process = FORKS.Process(target=write_forever, args=(str(path),))
+        process.start()
+        while not path.exists() or path.stat().st_ino == before:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.02))
+        process.kill()
+        process.join()
+        left += len(list(tmp_path.glob(f"*{PARTIAL}")))
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None
+        checkpoint = load(path)
+        assert torch.equal(checkpoint["tensor"], torch.full((200_000,), float(checkpoint["n"])))
+        newest = max(newest, checkpoint["n"])
+        sweep(tmp_path, "*.ckpt")
+        assert list(tmp_path.iterdir()) == [path]
+    assert left > 0, "no save was ever interrupted"
+    assert newest > 0
+
+
+def test_fault_16_every_load_is_a_safe_one() -> None:
+    """No other way of reading a pickle is in the package, and none that falls back to an unsafe one."""
+    package = Path(module.__file__).parent
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    assert re.findall(r"weights_only=(\w+)", source).count("True") == len(re.findall(r"weights_only=", source)) > 0
+    assert not re.search(r"pickle\.|import pickle|joblib|dill", source)
+    assert len(re.findall(r"torch\.load\(", source)) == 1

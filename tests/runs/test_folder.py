@@ -1,18 +1,17 @@
 """Where checkpoints are looked for, who owns a folder, and how a curve goes back."""
 
 import os
+import re
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
-from tests.small_runs import FORKS
+from tests.small_runs import FORKS, LONGER, RUN, Run, finish, load, run_forked, scalars, small, start, three_lines
 from tinygpt_pl.runs.folder import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def make(*names: str) -> None:
@@ -117,3 +116,55 @@ def test_a_curve_goes_back_to_where_it_was() -> None:
     left = {path.name: path.read_text() for path in Path("run").glob("events*")}
     assert left == {"events.out.tfevents.1": "abc", "events.out.tfevents.2": "gh"}
     assert Path("run/config.yaml").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints"])
+def test_fault_06_a_folder_that_cannot_be_written_to(
+    cli: Run, text_file: Path, folder: str, read_only: Callable[[Path], None]
+) -> None:
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    read_only(RUN / folder)
+    code, _, err = cli("fit", "--ckpt_path=last", LONGER)
+    assert code == 2
+    assert str(RUN / folder) in three_lines(err)
+    assert cli("test")[0] == 0, "reading is still possible"
+
+
+def test_fault_24_two_runs_in_one_folder(cli: Run, text_file: Path, tmp_path: Path) -> None:
+    """The second is refused; after the first was killed, its lock is taken over."""
+    first = run_forked(text_file, tmp_path)
+    before = Path("run/checkpoints/last.ckpt").read_bytes()
+    for options in (["--ckpt_path=run/checkpoints/last.ckpt"], [*small(text_file), "--run_dir=run"]):
+        code, _, err = cli("fit", *options)
+        assert code == 2
+        assert re.search(f"in use by process {first.pid}|holds a run already", three_lines(err))
+    assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+    first.kill()
+    first.join()
+    code, _, err = cli("fit", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_steps=2", "--eval_interval=4")
+    assert code == 0, err
+
+
+def test_runs_that_start_at_the_same_time_get_folders_of_their_own(text_file: Path, tmp_path: Path) -> None:
+    started = [start(["fit", *small(text_file)], tmp_path) for _ in range(4)]
+    for process in started:
+        finish(process, tmp_path)
+    runs = sorted(path.name for path in Path("lightning_logs").iterdir())
+    assert runs == [f"version_{n}" for n in range(4)]
+    for run in runs:
+        assert load(Path("lightning_logs") / run / "checkpoints/last.ckpt")["global_step"] == 10
+        assert [step for step, _ in scalars(Path("lightning_logs") / run)["eval/val_loss"]] == [0, 4, 8, 10]
+
+
+def test_a_folder_with_a_dollar_is_one_folder(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS", "elsewhere")
+    assert cli("fit", *small(text_file), "--run_dir=$RUNS/a")[0] == 0
+    assert [step for step, _ in scalars(Path("$RUNS/a"))["eval/val_loss"]] == [0, 4, 8, 10]
+    assert not Path("elsewhere").exists()
+
+
+def test_a_home_folder_is_one_folder(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path().absolute()))
+    assert cli("fit", *small(text_file, trainer__max_steps=4), "--run_dir=~/run")[0] == 0
+    assert cli("fit", "--run_dir=~/run", "--ckpt_path=last", "--trainer.max_steps=6")[0] == 0
+    assert load(Path("run/checkpoints/last.ckpt"))["global_step"] == 6

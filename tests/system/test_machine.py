@@ -1,6 +1,7 @@
 """What is asked of the machine."""
 
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.small_runs import FORKS, Run, finish, limited, small, start, three_lines
 from tinygpt_pl.system.machine import device_type, matmul_flops, multiplies_bf16
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -64,3 +66,36 @@ print(before, page_faults())
     if before < 5 * 100:
         pytest.skip("the kernel gives huge pages, of which a tensor has a few")
     assert after < before / 20
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_fault_28_a_device_that_is_not_there(cli: Run, text_file: Path) -> None:
+    if not torch.cuda.is_available():
+        code, _, err = cli("fit", *small(text_file, trainer__accelerator="cuda"))
+        assert code == 2
+        assert "cuda" in three_lines(err).lower()
+    if not torch.backends.mps.is_available():
+        code, _, err = cli("fit", *small(text_file, trainer__accelerator="mps"))
+        assert code == 2
+        assert "MPS" in three_lines(err)
+    assert not Path("lightning_logs").exists()
+
+
+def short_of_memory(args: list[str]) -> None:
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (here + 600_000_000, here + 600_000_000))
+    limited(resource.RLIM_INFINITY, args)
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell a process its size")
+def test_fault_28_out_of_memory(text_file: Path, tmp_path: Path) -> None:
+    """The advice keeps the windows of a step."""
+    finish(start(["fit", *small(text_file, trainer__max_steps=4), "--run_dir=run"], tmp_path), tmp_path)
+    before = Path("run/checkpoints/last.ckpt").read_bytes()
+    big = small(text_file, data__batch_size=400_000, data__eval_iters=1)
+    process = FORKS.Process(target=short_of_memory, args=(["fit", *big, "--run_dir=big"],))
+    process.start()
+    output = finish(process, tmp_path, code=1)
+    assert "out of memory with 400000 windows at a time; halve --data.batch_size and double" in three_lines(output)
+    assert Path("run/checkpoints/last.ckpt").read_bytes() == before

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
+from tests.small_runs import LAST, Run, small
+from tinygpt_pl import TinyGPT
 from tinygpt_pl.text.texts import BLOCK, read_texts
 from tinygpt_pl.text.tokenizer import BPETokenizer
 
@@ -108,3 +110,19 @@ def test_a_record_without_a_text_is_named_with_its_line(tmp_path: Path, line: by
     path.write_bytes(b'{"text": "fine"}\n' + line)
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize(
+    "text",
+    ["one\r\ntwo\r\n" * 60, "\ufeffabc " * 100, "a\0b" * 200, "🙂🙃 " * 200, "a" * 600],
+    ids=["CRLF", "byte-order mark", "NUL", "emoji", "one symbol"],
+)
+def test_fault_22_an_odd_text_is_taken_as_it_is(cli: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.txt").write_bytes(text.encode())
+    code, _, err = cli("fit", *small(tmp_path / "odd.txt"))
+    assert code == 0, err
+    tokenizer = TinyGPT.load_from_checkpoint(LAST).tokenizer
+    assert tokenizer is not None
+    assert tokenizer.vocab_size == len(set(text))
+    assert tokenizer.decode(tokenizer.encode(text)) == text

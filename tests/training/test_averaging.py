@@ -13,13 +13,10 @@ from tests.small_runs import Run, assert_same, load, scalars, small, table
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.training.averaging import Averaging
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 LAST, BEST = (Path(f"run/checkpoints/{name}.ckpt") for name in ("last", "best"))
 AVERAGED = {"ema_decay": 0.8, "trainer__enable_progress_bar": "false"}
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 class KeepWeights(Callback):

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,21 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.conftest import ROOT
-from tests.small_runs import MODERN, Run, assert_same, finish, launch, load, outcome, shell, small, start, table
+from tests.small_runs import (
+    MODERN,
+    Run,
+    assert_same,
+    finish,
+    launch,
+    load,
+    outcome,
+    shell,
+    small,
+    start,
+    table,
+    wait_for,
+)
+from tinygpt_pl.runs.checkpoint import read_checkpoint
 from tinygpt_pl.windows import Batch
 
 TWO = {"data__batch_size": 2, "trainer__devices": 2}
@@ -271,3 +286,24 @@ def test_divided_weights_are_saved_in_the_middle_of_an_evaluation(cli: Run, text
     done = shell("fit", "--run_dir=two", "--ckpt_path=last", "--trainer.callbacks=null", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same(outcome(Path("one")), outcome(Path("two")), within=WITHIN)
+
+
+@pytest.mark.slow
+def test_fault_29_a_device_that_dies(text_file: Path, tmp_path: Path) -> None:
+    """The job ends with an error soon, and goes on with one device, which sees the same windows."""
+    options = small(text_file, data__batch_size=2, trainer__devices=2, trainer__strategy="ddp", eval_interval=50)
+    options = [*options, "--trainer.max_steps=100000", "--save_minutes=0", "--run_dir=run"]
+    command = [sys.executable, "-m", "tinygpt_pl", "fit", *options, "--trainer.enable_progress_bar=false"]
+    with (tmp_path / "output").open("w") as output:
+        first = subprocess.Popen(command, stdout=output, stderr=output)
+    wait_for(lambda: "iter 50" in (tmp_path / "output").read_text(), 120)
+    parent = ["pgrep", "-P", str(first.pid)]
+    children = subprocess.run(parent, capture_output=True, text=True, check=True).stdout.split()
+    assert len(children) == 1
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert first.wait(timeout=60) not in (0, 2)
+    step = read_checkpoint(Path("run/checkpoints/last.ckpt"))["global_step"]
+    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batch_size=4", f"--trainer.max_steps={step + 10}"]
+    done = shell("fit", "--ckpt_path=run/checkpoints/last.ckpt", *one, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert table(done.stdout)[-1][0] == str(step + 10)
