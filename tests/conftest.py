@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ COPIES = [
 
 # Networks this small are faster on one thread, and two test runs beside each other do not get in each other's way.
 torch.set_num_threads(1)
+
+# A script that starts the tests in the background turns Ctrl-C off for them and for every run that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
