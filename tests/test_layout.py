@@ -84,6 +84,25 @@ def test_nothing_imports_in_a_circle() -> None:
         left = {name: below for name, below in left.items() if name not in floor}
 
 
+INTERNALS = {"lightning_internals.py", "torch_internals.py"}
+INNER = {"epoch_loop", "val_loop", "fit_loop", "found_inf", "optim_progress", "batch_progress"}
+"""Names without an underscore that are no part of the public interface of Lightning or torch."""
+
+
+@pytest.mark.parametrize("file", [file for file in files() if file.name not in INTERNALS], ids=lambda file: file.name)
+def test_private_interfaces_of_libraries_are_in_their_one_file(file: Path) -> None:
+    """A private attribute belongs to the file that defines it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    private = {name for name in used - own if name.startswith("_") and not name.startswith("__")}
+    assert private <= {"_exit"}  # of os, and public
+    assert not used & INNER
+
+
 def test_the_core_starts_without_lightning() -> None:
     modules = [
         ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)

@@ -35,7 +35,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches.*at least 1, got 0"),
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val has to be at least 0, got -1"),
         (["--trainer.gradient_clip_val=.nan"], "trainer.gradient_clip_val has to be at least 0, got nan"),
-        (["--trainer.log_every_n_steps=null"], "trainer.log_every_n_steps cannot be null"),
+        (["--trainer.log_every_n_steps=null"], "trainer.log_every_n_steps.*None"),
         (["--config=../null.yaml"], "data.batch_size cannot be null"),
         (["--config=../nulls.yaml"], "trainer.* cannot be null"),
         (["--trainer.devices=-1", "--trainer.accelerator=cpu"], "trainer: .*devices"),

@@ -1,6 +1,8 @@
 """Where a run starts: in its own folder, from another run's checkpoint, or not at all."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,23 @@ def test_a_run_without_its_configuration_is_not_written_over(cli: Run, text_file
     code, _, err = cli("fit", *small(text_file), "--run_dir=run")
     assert code == 2
     assert "run holds a run already" in three_lines(err)
+
+
+OPENED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from tinygpt_pl.commands import main
+code = main(["fit", "--ckpt_path=last", "--trainer.max_steps=12"])
+print(code, *(path for path in opened if path.endswith(".ckpt")), file=sys.stderr)
+"""
+
+
+def test_a_run_that_resumes_reads_its_checkpoint_once(cli: Run, text_file: Path) -> None:
+    """Settings, weights and training state are of one reading; best.ckpt is only asked for its step and its loss."""
+    cli("fit", *small(text_file, trainer__max_steps=4))
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
+    code, *opened = done.stderr.splitlines()[-1].split()
+    assert code == "0"
+    assert opened.count(str(LAST)) == 1
+    assert {Path(path).absolute() for path in opened} == {LAST.absolute(), BEST.absolute()}

@@ -1,0 +1,56 @@
+"""The callbacks of a run: their order, and that each is there when it is asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from tinygpt_pl import RunConfig, TextDataModule, make_trainer, recipe_callbacks
+from tinygpt_pl.training.averaging import Averaging
+from tinygpt_pl.training.evaluation import Evaluation, Samples
+from tinygpt_pl.training.recipe import ORDER, check_order
+from tinygpt_pl.training.steps import Compilation
+
+
+@pytest.fixture
+def data(text_file: Path, tmp_path: Path) -> TextDataModule:
+    data = TextDataModule(str(text_file), block_size=8, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    data.setup()
+    return data
+
+
+def test_each_pair_of_the_order_is_asserted(tmp_path: Path, data: TextDataModule) -> None:
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(compile=True, ema_decay=0.9))
+    kinds = [type(callback) for callback in callbacks]
+    for earlier, later, reason in ORDER:
+        i, j = kinds.index(earlier), kinds.index(later)
+        swapped = list(callbacks)
+        swapped[i], swapped[j] = callbacks[j], callbacks[i]
+        with pytest.raises(AssertionError, match=" comes before "):
+            check_order(swapped)
+        assert reason
+
+
+def test_what_is_not_asked_for_is_not_there(tmp_path: Path, data: TextDataModule) -> None:
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(sample_tokens=0), progress_bar=False)
+    assert not any(isinstance(callback, Averaging | Samples | Compilation) for callback in callbacks)
+
+
+def test_an_evaluation_interval_is_of_optimizer_steps(tmp_path: Path, data: TextDataModule) -> None:
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(eval_interval=7))
+    trainer = make_trainer(callbacks, accelerator="cpu", accumulate_grad_batches=3)
+    assert trainer.val_check_interval == 21
+    (evaluation,) = (callback for callback in callbacks if isinstance(callback, Evaluation))
+    assert evaluation.interval == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"seed_everything": -1}, "seed_everything has to be at least 0, got -1"),
+        ({"eval_interval": 0}, "eval_interval has to be at least 1, got 0"),
+        ({"save_minutes": float("nan")}, "save_minutes has to be at least 0, got nan"),
+    ],
+)
+def test_a_value_below_its_least_is_refused(values: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        RunConfig(**values)  # type: ignore[arg-type]  # of mixed types
