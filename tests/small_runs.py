@@ -40,6 +40,7 @@ def small(text_file: Path, **changes: Any) -> list[str]:
         "data.batch_size": 4,
         "data.eval_iters": 3,
         "eval_interval": 4,
+        "sample_tokens": 10,
         "model.gpt.block_size": 8,
         "model.gpt.n_layer": 1,
         "model.gpt.n_head": 2,
@@ -119,7 +120,7 @@ def free_port() -> str:
 
 FORKS = multiprocessing.get_context("forkserver")
 # Importing Lightning takes seconds, for each of a hundred processes.
-FORKS.set_forkserver_preload(["tinygpt_pl.commands.outcome"])
+FORKS.set_forkserver_preload(["tinygpt_pl.commands.fit"])
 
 
 def command(args: list[str], folder: Path) -> None:

@@ -19,6 +19,7 @@ from tinygpt_pl import warmup_cosine
 from tinygpt_pl.insight.diagnosis import EXPLAINS, SYMPTOMS, diagnose
 from tinygpt_pl.insight.evidence import batch_noise, table_losses
 from tinygpt_pl.insight.history import History, Setup, read_history
+from tinygpt_pl.optim import OptimConfig, scheduled_lr
 from tinygpt_pl.text.tokenizer import CharTokenizer
 
 LESSON = """
@@ -37,10 +38,11 @@ LESSON = """
 """
 """Iteration, train, val and learning rate, as the lesson prints them."""
 
-RECIPE = Setup(vocab_size=65, max_steps=5000, max_lr=3e-4, min_lr=3e-5, warmup_iters=100, clip=1.0, dropout=0.2)
+RECIPE = Setup(vocab_size=65, max_steps=5000, optim=OptimConfig(), clip=1.0, dropout=0.2)
 
+OPTIM = OptimConfig(max_lr=1e-2, min_lr=1e-3, warmup_iters=100)
 
-TABLES = Setup(65, 1000, 1e-2, 1e-3, 100, clip=1.0, eval_batches=200, table_losses=(3.3, 2.5))
+TABLES = Setup(65, 1000, OPTIM, clip=1.0, eval_batches=200, table_losses=(3.3, 2.5))
 """A run of 1000 steps whose text is counted."""
 
 
@@ -150,9 +152,9 @@ def test_noise_knows_no_trend() -> None:
 def test_tables_of_tokens_know_what_they_can() -> None:
     """Against the entropies of a text that was drawn from known ones."""
     ids = CharTokenizer.from_text("ab").encode("ab" * 5000)
-    singles, pairs = table_losses(ids[:9000], ids[9000:], 2)
-    assert singles == pytest.approx(math.log(2), abs=1e-3)
-    assert pairs == pytest.approx(0.0, abs=1e-3)
+    unigram, bigram = table_losses(ids[:9000], ids[9000:], 2)
+    assert unigram == pytest.approx(math.log(2), abs=1e-3)
+    assert bigram == pytest.approx(0.0, abs=1e-3)
     unseen = table_losses(ids[:9000], CharTokenizer.from_text("ab").encode("aabb" * 100), 2)
     assert all(math.isfinite(loss) for loss in unseen)
     large = np.array([49_999, 49_998] * 5000, dtype=np.int32)
@@ -181,7 +183,7 @@ def trained(
     made, draw = History([setup]), random.Random(0)
     for it in range(0, setup.max_steps, 10):
         row = {"train/loss": loss(it) + excess + draw.gauss(0.0, noise), "optim/grad_norm": norm(it)}
-        lr = warmup_cosine(it, setup.max_lr, setup.min_lr, setup.warmup_iters, setup.max_steps)
+        lr = scheduled_lr(it, setup.optim, setup.max_steps)
         row |= {
             "optim/lr": lr,
             "optim/clipped_share": float(norm(it) > 1.0),
@@ -295,9 +297,7 @@ SETUPS = st.builds(
     Setup,
     vocab_size=st.integers(1, 60000),
     max_steps=st.integers(1, 100),
-    max_lr=st.floats(1e-6, 10.0),
-    min_lr=st.just(0.0),
-    warmup_iters=st.integers(0, 100),
+    optim=st.builds(OptimConfig, max_lr=st.floats(1e-6, 10.0), min_lr=st.just(0.0), warmup_iters=st.integers(0, 100)),
     start=st.integers(0, 100),
     fresh=st.booleans(),
     dropout=st.sampled_from([0.0, 0.5]),

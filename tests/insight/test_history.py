@@ -1,11 +1,14 @@
 """A run's curve as it is read back from its event files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.small_runs import Run, scalars, small, table
 from tinygpt_pl.insight.history import History, fenced, read_history, unfenced
+from tinygpt_pl.optim import scheduled_lr, warmup_cosine
 from tinygpt_pl.training.events import EventLogger
 
 
@@ -18,9 +21,10 @@ def test_a_run_is_read_back_as_it_was(cli: Run, text_file: Path, tmp_path: Path)
     ]
     assert {tag: history.curve(tag) for tag in history.rows} == scalars(run)
     (setup,) = history.setups
-    assert (setup.vocab_size, setup.max_steps, setup.warmup_iters, setup.dropout, setup.clip) == (27, 10, 2, 0.25, 1.0)
+    assert (setup.vocab_size, setup.max_steps, setup.dropout, setup.clip) == (27, 10, 0.25, 1.0)
+    assert (setup.optim.warmup_iters, setup.optim.schedule, [*setup.optim.betas]) == (2, "cosine", [0.9, 0.95])
     assert (setup.start, setup.fresh, setup.sampled, setup.eval_batches) == (0, True, True, 3)
-    assert 0 < setup.pairs < setup.singles < 3.3
+    assert 0 < setup.bigram_loss < setup.unigram_loss < 3.3
     assert history.finished
 
 
@@ -49,6 +53,50 @@ def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
     logger.log_text("config", fenced("model: {}"), 0)
     logger.log_text("facts", fenced("vocab_size: 65"), 0)
     logger.finalize("success")
+    with pytest.raises(ValueError, match="not those of this version"):
+        read_history(tmp_path)
+
+
+OLD = {
+    "model": {
+        "gpt": {"dropout": 0.0},
+        "optim": {"max_lr": 1e-3, "min_lr": 1e-4, "warmup_iters": 9, "betas": [0.9, 0.95]},
+    },
+    "trainer": {"max_steps": 100, "gradient_clip_val": 1.0},
+    "data": {"eval_coverage": "full"},
+}
+"""Settings from before there was more than one optimizer and schedule."""
+
+FACTS = {
+    "vocab_size": 65,
+    "logit_variance": 0.15,
+    "start": 0,
+    "fresh": True,
+    "eval_batches": 3.0,
+    "table_losses": {"singles": 3.3, "pairs": 2.5},
+}
+
+
+def log(folder: Path, config: dict[str, Any]) -> None:
+    """Write an event file with settings and facts and nothing else."""
+    logger = EventLogger(folder)
+    logger.log_text("config", fenced(yaml.safe_dump(config)), 0)
+    logger.log_text("facts", fenced(yaml.safe_dump(FACTS)), 0)
+    logger.finalize("success")
+
+
+def test_settings_of_an_older_run_are_completed_by_defaults(tmp_path: Path) -> None:
+    log(tmp_path, OLD)
+    (setup,) = read_history(tmp_path).setups
+    assert (setup.optim.optimizer, setup.optim.schedule, setup.clip) == ("adamw", "cosine", 1.0)
+    assert (setup.unigram_loss, setup.bigram_loss) == (3.3, 2.5)
+    for it in (0, 9, 50, 100):
+        assert scheduled_lr(it, setup.optim, setup.max_steps) == warmup_cosine(it, 1e-3, 1e-4, 9, 100)
+
+
+@pytest.mark.parametrize("wrong", [{"max_lr": -1.0}, {"of_a_later_version": 1}])
+def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    log(tmp_path, OLD | {"model": {"gpt": {"dropout": 0.0}, "optim": wrong}})
     with pytest.raises(ValueError, match="not those of this version"):
         read_history(tmp_path)
 

@@ -16,7 +16,8 @@ from tinygpt_pl.commands.settings import build_parser
 
 PAGE = (ROOT / "docs" / "reading-the-curve.md").read_text(encoding="utf-8")
 SYMPTOMS = "".join(
-    (ROOT / "tinygpt_pl" / f"{name}.py").read_text(encoding="utf-8") for name in ("symptoms", "generalization")
+    (ROOT / "tinygpt_pl" / "insight" / f"{name}.py").read_text(encoding="utf-8")
+    for name in ("symptoms", "generalization")
 )
 FINDINGS = re.findall(r'Finding\(\s*"([^"]+)"', SYMPTOMS)
 COMMANDS = re.findall(r"^(python -m tinygpt_pl fit .*)$", PAGE.replace(" \\\n   ", ""), re.MULTILINE)

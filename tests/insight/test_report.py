@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tinygpt_pl.insight.diagnosis import Diagnosis
 from tinygpt_pl.insight.evidence import Finding
 from tinygpt_pl.insight.history import History, Setup, fenced, read_history
 from tinygpt_pl.insight.report import page
-from tinygpt_pl.optim import warmup_cosine
+from tinygpt_pl.optim import OptimConfig, warmup_cosine
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 VOID = {"meta", "br", "path", "circle"}
@@ -40,6 +41,7 @@ FINDINGS = (
     Finding("overfitting", 314, "val rises from iteration 200 on", (), "--model.gpt.dropout 0.2 to begin with"),
     Finding("slow", 350, "tokens/s fell by half", ("another program",), "look what else runs", fault=False),
 )
+OPTIM = OptimConfig(max_lr=4e-3, min_lr=4e-4, warmup_iters=20)
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(1)>&\x00\x1b[31m\ud800\x85$x_1$ 字"
 )
@@ -47,7 +49,7 @@ HOSTILE = (
 
 def healthy(steps: int = 400, vocab_size: int = 65, **setup: Any) -> History:
     """A run that went well, with all that a run leaves."""
-    chance, history = random.Random(0), History([Setup(vocab_size, steps, 4e-3, 4e-4, 20, clip=1.0, **setup)])
+    chance, history = random.Random(0), History([Setup(vocab_size, steps, OPTIM, clip=1.0, **setup)])
     for it in range(0, steps, 5):
         speed = 20000 + chance.gauss(0, 500)
         rate = warmup_cosine(it, 4e-3, 4e-4, 20, steps)
@@ -69,7 +71,8 @@ def healthy(steps: int = 400, vocab_size: int = 65, **setup: Any) -> History:
 def ill() -> History:
     """A run that went on once, jumped and ended in numbers that are none."""
     history = healthy(table_losses=(3.33, 2.48))
-    history.setups.append(Setup(65, 500, 2e-3, 2e-4, 20, clip=0.5, start=200, fresh=False, table_losses=(3.33, 2.48)))
+    halved = replace(OPTIM, max_lr=2e-3, min_lr=2e-4)
+    history.setups.append(Setup(65, 500, halved, clip=0.5, start=200, fresh=False, table_losses=(3.33, 2.48)))
     history.add({"train/loss": 1e30, "optim/grad_norm": math.inf}, 310)
     history.add({"train/loss": math.nan, "optim/grad_norm": 0.0}, 395)
     history.add({"eval/train_loss": math.inf, "eval/val_loss": math.nan}, 400)
@@ -224,7 +227,7 @@ def test_samples(samples: int, shown: list[int], rest: int) -> None:
 
 
 def test_a_run_that_has_just_begun() -> None:
-    setup = Setup(65, 400, 4e-3, 4e-4, 20)
+    setup = Setup(65, 400, OPTIM)
     nothing = Page(page({"run": History([setup])}))
     assert "nothing to judge yet" in nothing.text
     assert nothing.names["figure"] == 0

@@ -1,4 +1,4 @@
-"""What the curve of a run tells: its history, findings, and the page about it.
+"""A run's curve: its history, the findings of its diagnosis, and a page with charts.
 
 It imports `optim` and `guards` of the recipe; never Lightning, never `training`.
 """

@@ -1,4 +1,4 @@
-"""A run's curve, read: its findings without those that others explain, and a summary in words."""
+"""The diagnosis of a run's curve: its findings without those that others explain, and a summary in a sentence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,20 +22,34 @@ from tinygpt_pl.insight.symptoms import (
     dropout_not_switched,
     flat,
     groups_differ,
+    learning_rate_too_high,
     never_good,
     off_schedule,
     resume_bump,
-    too_hot,
 )
 
 SYMPTOMS: tuple[Callable[[History], Finding | None], ...] = (
-    *(broken_start, off_schedule, groups_differ, flat, too_hot, diverged, never_good, too_good),
-    *(identical_splits, overfitting, always_clipped, dropout_not_switched, resume_bump, noisy_evaluation),
-    *(mild_overfitting, best_early, still_falling),
+    broken_start,
+    off_schedule,
+    groups_differ,
+    flat,
+    learning_rate_too_high,
+    diverged,
+    never_good,
+    too_good,
+    identical_splits,
+    overfitting,
+    always_clipped,
+    dropout_not_switched,
+    resume_bump,
+    noisy_evaluation,
+    mild_overfitting,
+    best_early,
+    still_falling,
 )
-"""All symptoms; those that explain others come before them."""
+"""All symptoms, in an order in which a symptom comes before those that it explains."""
 
-STILL = {
+NOT_LEARNING = {
     "flat",
     "never-good",
     "always-clipped",
@@ -44,42 +58,43 @@ STILL = {
     "still-falling",
     "best-early",
 }
+"""Findings that follow wherever a run does not learn."""
 
 EXPLAINS = {
     "wrong-start": {"diverged"},
-    "off-schedule": STILL | {"learning-rate-too-high", "diverged", "overfitting"},
-    "flat": STILL | {"learning-rate-too-high"},
-    "learning-rate-too-high": STILL | {"diverged", "overfitting", "mild-overfitting"},
-    "diverged": STILL,
-    "never-good": STILL | {"overfitting", "mild-overfitting"},
-    "too-good": STILL | {"identical-splits", "overfitting", "mild-overfitting"},
+    "off-schedule": NOT_LEARNING | {"learning-rate-too-high", "diverged", "overfitting"},
+    "flat": NOT_LEARNING | {"learning-rate-too-high"},
+    "learning-rate-too-high": NOT_LEARNING | {"diverged", "overfitting", "mild-overfitting"},
+    "diverged": NOT_LEARNING,
+    "never-good": NOT_LEARNING | {"overfitting", "mild-overfitting"},
+    "too-good": NOT_LEARNING | {"identical-splits", "overfitting", "mild-overfitting"},
     "overfitting": {"always-clipped", "mild-overfitting", "best-early"},
 }
-"""Findings that are but consequences of one that comes before them."""
+"""Finding to the findings that are only its consequences, and that it hides."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, faults first, and the run in a sentence."""
+    """The findings, faults first, and a summary of the run."""
 
     findings: tuple[Finding, ...]
     verdict: str
-    """Healthy, ill with the names of the faults, or too early to say."""
+    """`healthy`, `ill` with the names of the faults, or `too early to say`."""
     summary: str
 
     @property
     def healthy(self) -> bool:
-        """Whether there is no fault."""
+        """Whether no finding is a fault."""
         return not any(finding.fault for finding in self.findings)
 
     @property
     def line(self) -> str:
-        """Verdict and summary."""
+        """Verdict and summary in one line."""
         return f"{self.verdict}: {self.summary}"
 
 
 def diagnose(history: History) -> Diagnosis:
-    """Read a curve."""
+    """Apply every symptom to a curve; without an evaluation, only `diverged`."""
     if not history.evaluations:
         stop = diverged(history)
         verdict = f"ill ({stop.name})" if stop else "too early to say"
@@ -98,18 +113,18 @@ def diagnose(history: History) -> Diagnosis:
 
 
 def summarise(history: History) -> str:
-    """The run in a sentence."""
+    """Losses, gap, clipping and progress of a run, in a sentence."""
     setup, evaluations = history.setups[0], history.evaluations
     first, last, best = evaluations[0], evaluations[-1], min(evaluations, key=lambda e: e.val)
     uniform = f" (ln({setup.vocab_size}) = {expected_start(setup.vocab_size):.2f})" if first.it == 0 else ""
     if first is last:
         said = [f"validation is {first.val:.4f} at iteration {first.it}{uniform}"]
     else:
-        way = f"validation went from {first.val:.2f} at iteration {first.it}{uniform} to {last.val:.4f} at {last.it}"
+        change = f"validation went from {first.val:.2f} at iteration {first.it}{uniform} to {last.val:.4f} at {last.it}"
         place = "at the end" if best is last else f"at iteration {best.it} with {best.val:.4f}"
-        said = [f"{way}, and was best {place}"]
+        said = [f"{change}, and was best {place}"]
     said.append(f"the gap to training is {last.val - last.train:.2f}")
-    if setup.clip and history.curve("optim/clipped_share") and history.last > 1.2 * setup.warmup_iters:
+    if setup.clip and history.curve("optim/clipped_share") and history.last > 1.2 * setup.optim.warmup_iters:
         said.append(f"{clipped_share(history):.0%} of the steps after the warm-up were clipped")
     if not history.finished:
         said.append(f"it has come to iteration {history.last} of {history.setups[-1].max_steps}")

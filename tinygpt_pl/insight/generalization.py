@@ -1,6 +1,6 @@
-"""What the two loss curves show beside each other: symptoms again, each a function from a history to a finding or None.
+"""Symptoms of training loss beside validation loss: functions that take a history and return a finding, or None.
 
-Thresholds are as in `symptoms.py`; losses are in nats per token.
+The thresholds were set as in `symptoms.py`; losses are in nats per token.
 """
 
 import math
@@ -11,10 +11,10 @@ from tinygpt_pl.insight.history import History
 
 
 def too_good(history: History) -> Finding | None:
-    """The loss is below what any text allows."""
+    """The validation loss is lower than any text allows."""
     setup = history.setups[0]
     for it, _, val in history.evaluations:
-        if val < min(0.05 * expected_start(setup.vocab_size), 0.2 * setup.pairs):
+        if val < min(0.05 * expected_start(setup.vocab_size), 0.2 * setup.bigram_loss):
             return Finding(
                 "too-good",
                 it,
@@ -31,11 +31,12 @@ def too_good(history: History) -> Finding | None:
 
 
 def identical_splits(history: History) -> Finding | None:
-    """Training and validation are measured on the same windows."""
+    """Training and validation loss are measured on the same windows."""
     setup, (first, *learnt) = history.setups[0], history.evaluations
     fallen = [e for e in learnt if first.train - e.train > 0.1 * first.train]
-    if setup.table_losses and fallen and fallen[-1].val > setup.singles - 0.02 * expected_start(setup.vocab_size):
-        return None  # of a text without context, the same is learnt from any part
+    context = 0.02 * expected_start(setup.vocab_size)
+    if setup.table_losses and fallen and fallen[-1].val > setup.unigram_loss - context:
+        return None  # token frequencies alone are the same in every part of a text
     if len(fallen) < 3 or any(abs(e.val - e.train) >= 0.001 for e in fallen):
         return None
     return Finding(
@@ -49,7 +50,7 @@ def identical_splits(history: History) -> Finding | None:
 
 
 def overfitting(history: History) -> Finding | None:
-    """Training falls, validation rises."""
+    """Training loss falls while validation loss rises."""
     evaluations = history.evaluations
     best = min(evaluations, key=lambda e: e.val)
     after = [e for e in evaluations if e.it > best.it]
@@ -68,25 +69,25 @@ def overfitting(history: History) -> Finding | None:
         f"has risen from {best.val:.4f} to {last.val:.4f}",
         ("the network learns its text by heart: it is too small a text for so many steps or parameters",),
         f"best.ckpt is of iteration {best.it}, so nothing is lost; try {less}"
-        f"--model.optim.weight_decay {3 * setup.weight_decay or 0.1:.1g} or {stop}",
+        f"--model.optim.weight_decay {3 * setup.optim.weight_decay or 0.1:.1g} or {stop}",
     )
 
 
 def noisy_evaluation(history: History) -> Finding | None:
-    """Training and validation cannot be told apart, for the scatter of the windows they are measured on.
+    """The evaluations draw too few windows to tell validation loss from training loss.
 
-    Two evaluations of one split have the same windows, so that a fall is seen well; the gap compares different ones.
+    Two evaluations of one split draw the same windows, so their difference is precise; the gap compares different ones.
     """
     setup, noise, evaluations = history.setups[-1], batch_noise(history), history.evaluations
     if not setup.sampled or noise is None or len(evaluations) < 4:
         return None
     last, error = evaluations[-1], noise / math.sqrt(setup.eval_batches)
-    scatter = 2.0 * math.sqrt(2.0) * error  # of a difference of two, with a probability of 95%
+    scatter = 2.0 * math.sqrt(2.0) * error  # 95% interval of a difference of two
     gap = last.val - last.train
     useless = error >= 0.1 or (error >= 0.08 and scatter >= abs(gap))
     if not useless or last.it < setup.max_steps / 2:
         return None
-    enough = math.ceil(setup.eval_batches * (error / 0.01) ** 2)  # for two hundredths
+    enough = math.ceil(setup.eval_batches * (error / 0.01) ** 2)  # for an interval of ±0.02
     batches = f"{setup.eval_batches:.0f} batch{'es' if setup.eval_batches > 1 else ''}"
     return Finding(
         "noisy-evaluation",
@@ -99,7 +100,7 @@ def noisy_evaluation(history: History) -> Finding | None:
 
 
 def mild_overfitting(history: History) -> Finding | None:
-    """The gap between validation and training is wide and grows."""
+    """The gap between validation and training loss is wide and grows."""
     _, *learnt = history.evaluations
     if len(learnt) < 2:
         return None
@@ -119,7 +120,7 @@ def mild_overfitting(history: History) -> Finding | None:
 
 
 def best_early(history: History) -> Finding | None:
-    """The best network, or one that is as good but for a hundredth, is much older than the last."""
+    """Validation loss came within 1% of its best much earlier than the last iteration."""
     if not history.finished:
         return None
     evaluations = history.evaluations
@@ -139,7 +140,7 @@ def best_early(history: History) -> Finding | None:
 
 
 def still_falling(history: History) -> Finding | None:
-    """The run ended while validation was falling."""
+    """The run ended while validation loss was still falling."""
     evaluations = history.evaluations
     if not history.finished or len(evaluations) < 3:
         return None

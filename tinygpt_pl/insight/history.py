@@ -1,6 +1,6 @@
 """A run's curve and settings as plain numbers, read from its event files or collected while it trains.
 
-An iteration is an optimizer step. A row at iteration x speaks of the network after x steps, as in `curve.py`.
+An iteration is an optimizer step. A row at iteration x describes the model after x steps.
 """
 
 import math
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tinygpt_pl.optim import OptimConfig
+
 SCALARS = {"size_guidance": {"scalars": 0, "tensors": 0}, "purge_orphaned_data": False}
-"""How TensorBoard's reader is told to leave nothing out."""
+"""Options that make TensorBoard's reader keep every row."""
 
 
 class Evaluation(NamedTuple):
@@ -26,61 +28,57 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a curve is to be measured by, from the iteration at which the program was started with it."""
+    """What a curve is judged by: the settings and facts from one start of the program to the next."""
 
     vocab_size: int
     max_steps: int
-    max_lr: float
-    min_lr: float
-    warmup_iters: int
+    optim: OptimConfig
     start: int = 0
-    """Iteration at which it was started; more than 0 for a run that went on."""
+    """Iteration at which the program started; above 0 for a run that resumed."""
     fresh: bool = True
-    """Whether it began with weights that had learnt nothing."""
-    max_iters: int | None = None
-    """Where the schedule ends; max_steps if None."""
-    schedule: str = "cosine"
-    decay_share: float = 0.2
-    """Share of the schedule's steps in which wsd falls."""
+    """Whether the run began with untrained weights."""
     logit_variance: float = 0.0
-    """Variance of a fresh network's logits at one position."""
+    """Variance of an untrained model's logits at one position."""
     dropout: float = 0.0
-    weight_decay: float = 0.1
     clip: float | None = None
     """Largest gradient norm; None for no clipping."""
     eval_batches: float = 1.0
-    """Batches, each as large as a step's, that an evaluation of a split takes."""
+    """Batches that an evaluation of a split takes, in units of one step's batch."""
     sampled: bool = False
-    """Whether their windows are drawn at random; else they are all windows of the validation split."""
+    """Whether an evaluation draws its windows at random; if not, it takes all windows of the validation split."""
     table_losses: tuple[float, float] | None = None
-    """Validation loss of a table of single tokens and of one of pairs, if they are known."""
+    """Validation loss of a unigram and of a bigram table, if known."""
 
     @property
-    def singles(self) -> float:
-        """Loss of knowing how frequent each token is."""
+    def unigram_loss(self) -> float:
+        """Loss of a model that knows only how frequent each token is."""
         return self.table_losses[0] if self.table_losses else 0.8 * math.log(self.vocab_size)
 
     @property
-    def pairs(self) -> float:
-        """Loss of knowing which token follows which."""
+    def bigram_loss(self) -> float:
+        """Loss of a model that knows only which token follows which."""
         return self.table_losses[1] if self.table_losses else 0.6 * math.log(self.vocab_size)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], facts: Mapping[str, Any]) -> "Setup":
-        """Take it from a run's settings and from what is known besides once it has started.
+        """Read it from a run's stored settings and facts.
 
         Args:
-            config: the settings, nested as in config.yaml.
-            facts: those of the fields that they have, among others.
+            config: the settings, nested as in config.yaml. Older runs lack some settings of the optimizer, whose
+                defaults are what those runs had.
+            facts: what a run records once it has started.
+
+        Raises:
+            KeyError: for a setting or fact that is missing.
+            TypeError: for a setting of the optimizer that this version does not know.
+            ValueError: for a setting of the optimizer outside its range.
         """
-        optim, trainer = config["model"]["optim"], config["trainer"]
+        trainer = config["trainer"]
         return cls(
             **{name: facts[name] for name in ("vocab_size", "logit_variance", "start", "fresh", "eval_batches")},
-            **{name: optim[name] for name in ("max_lr", "min_lr", "warmup_iters", "max_iters")},
-            **{name: optim[name] for name in ("schedule", "decay_share") if name in optim},  # younger than some runs
             max_steps=trainer["max_steps"],
+            optim=OptimConfig(**config["model"]["optim"]),
             dropout=config["model"]["gpt"]["dropout"],
-            weight_decay=optim["weight_decay"],
             clip=trainer["gradient_clip_val"] or None,
             sampled=config["data"]["eval_coverage"] == "sampled",
             table_losses=(facts["table_losses"]["singles"], facts["table_losses"]["pairs"]),
@@ -89,13 +87,13 @@ class Setup:
 
 @dataclass
 class History:
-    """All that is known of a run: one setup for each start of the program, and the rows of each tag."""
+    """All that is known of a run: a setup for each start of the program, and the rows of each tag."""
 
     setups: list[Setup] = field(default_factory=list)
     rows: dict[str, dict[int, float]] = field(default_factory=dict)
     """TensorBoard's tag to iteration to value."""
     texts: dict[str, dict[int, str]] = field(default_factory=dict)
-    """The same for texts: `config`, `facts`, `sample`, and `stopped` of a run that was not worth going on with."""
+    """Tag to iteration to text: `config`, `facts`, `sample`, and `stopped` of a run that stopped itself."""
 
     def add(self, row: Mapping[str, float], it: int) -> None:
         """Add the values of an iteration."""
@@ -103,11 +101,11 @@ class History:
             self.rows.setdefault(tag, {})[it] = value
 
     def curve(self, tag: str, start: int = 0) -> list[tuple[int, float]]:
-        """Iterations and values of a tag in order, from `start` on; empty if there are none."""
+        """Iterations and values of a tag in order, from iteration `start` on; empty if there are none."""
         return sorted((it, value) for it, value in self.rows.get(tag, {}).items() if it >= start)
 
     def finite(self) -> "History":
-        """The same without the values that are no numbers."""
+        """A copy without NaN and infinite values."""
         rows = {
             tag: {it: value for it, value in values.items() if math.isfinite(value)}
             for tag, values in self.rows.items()
@@ -116,18 +114,18 @@ class History:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations in order, but for those that are no numbers."""
+        """All evaluations in order, without those that are NaN or infinite."""
         train = self.rows.get("eval/train_loss", {})
         rows = [Evaluation(it, train.get(it, math.nan), val) for it, val in self.curve("eval/val_loss")]
         return [row for row in rows if math.isfinite(row.train) and math.isfinite(row.val)]
 
     @property
     def last(self) -> int:
-        """The latest iteration that is known of; 0 before the first."""
+        """The latest iteration with a row; 0 without any row."""
         return max((it for values in self.rows.values() for it in values), default=0)
 
     def setup(self, it: int) -> Setup:
-        """What the step at an iteration was taken with."""
+        """The setup that the step at an iteration was taken with."""
         return next((setup for setup in reversed(self.setups) if setup.start <= it), self.setups[0])
 
     @property
@@ -138,10 +136,10 @@ class History:
 
 
 def read_history(run_dir: Path) -> History:
-    """Read a run's event files, those of a run that still trains or was killed too.
+    """Read a run's event files, also while the run still trains or after it was killed.
 
     Raises:
-        ValueError: if they hold no curve of this program.
+        ValueError: if they hold no curve of a run, or settings that this version cannot read.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -155,7 +153,7 @@ def read_history(run_dir: Path) -> History:
             history.texts[name] = pages
     try:
         history.setups += _setups(history.texts)
-    except (KeyError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"the settings in {run_dir} are not those of this version of the program: {error!r}") from None
     if not history.setups:
         raise ValueError(f"{run_dir} holds no curve of a run, or its event file is damaged: give a folder of fit")
@@ -171,10 +169,10 @@ def _setups(texts: Mapping[str, Mapping[int, str]]) -> Iterator[Setup]:
 
 
 def fenced(text: str) -> str:
-    """YAML as TensorBoard's text page shows it."""
+    """YAML as a code block of TensorBoard's text page."""
     return f"```yaml\n{text}\n```"
 
 
 def unfenced(page: str) -> str:
-    """The YAML of such a page."""
+    """The YAML inside a code block."""
     return re.sub(r"^```yaml\n|\n```$", "", page)

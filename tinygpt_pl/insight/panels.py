@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tinygpt_pl.insight.charts import DASHES, SHAPES, Chart, Line, Points
-from tinygpt_pl.insight.evidence import due_lr
 from tinygpt_pl.insight.history import History, Setup
+from tinygpt_pl.optim import scheduled_lr
 
 FAR = 1.5
 """Losses above this many times ln(vocab_size) leave the chart, where they would flatten all others."""
@@ -84,9 +84,9 @@ def _norm(history: History, marks: Sequence[Line]) -> Chart:
 def schedule(history: History) -> Iterator[tuple[float, float]]:
     """The learning rate that the settings ask for, bends included."""
     for setup, start, end in _segments(history, history.setups[-1].max_steps):
-        its = {start, end, *range(start, end, max((end - start) // 200, 1)), setup.warmup_iters}
+        its = {start, end, *range(start, end, max((end - start) // 200, 1)), setup.optim.warmup_iters}
         for it in sorted(it for it in its if start <= it <= end):
-            yield it, due_lr(it, setup)
+            yield it, scheduled_lr(it, setup.optim, setup.max_steps)
 
 
 def _segments(history: History, end: int) -> Iterator[tuple[Setup, int, int]]:

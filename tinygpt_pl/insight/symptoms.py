@@ -1,7 +1,7 @@
-"""What can be wrong with the steps of a run, each symptom a function from its history to a finding, or to None.
+"""Symptoms of the training steps: functions that take a history and return a finding, or None.
 
-The thresholds are this project's own. They were set on runs with a bug planted in them and on healthy ones, of which
-`benchmarks/diagnosis.py` makes a table; V is the size of the vocabulary, losses are in nats per token.
+The thresholds are this project's own. They were set on runs with a planted bug and on healthy runs, which
+`benchmarks/diagnosis.py` tabulates. V is the size of the vocabulary; losses are in nats per token.
 """
 
 import itertools
@@ -9,12 +9,21 @@ import math
 from statistics import fmean, median
 
 from tinygpt_pl.guards import expected_start, wrong_start
-from tinygpt_pl.insight.evidence import FAR, Finding, batch_noise, clipped_share, due_lr, spike, stuck, way
+from tinygpt_pl.insight.evidence import (
+    MIN_LEARNING_RATE_SUM,
+    Finding,
+    batch_noise,
+    clipped_share,
+    learning_rate_sum,
+    on_plateau,
+    spike,
+)
 from tinygpt_pl.insight.history import History
+from tinygpt_pl.optim import scheduled_lr
 
 
 def broken_start(history: History) -> Finding | None:
-    """The untrained network does not guess evenly."""
+    """The loss at iteration 0 is not that of a uniform guess."""
     setup = history.setups[0]
     first = history.evaluations[0]
     if not setup.fresh or first.it > 0 or not wrong_start(first.val, setup.vocab_size, setup.logit_variance):
@@ -35,15 +44,15 @@ def broken_start(history: History) -> Finding | None:
 
 
 def off_schedule(history: History) -> Finding | None:
-    """The learning rate is not the schedule's."""
+    """The learning rate does not follow the schedule."""
     for it, lr in history.curve("optim/lr"):
         setup = history.setup(it)
-        due = due_lr(it, setup)
-        if not math.isclose(lr, due, rel_tol=0.006):  # what a table rounds to three digits may differ by half of 1%
+        schedule, due = setup.optim.schedule, scheduled_lr(it, setup.optim, setup.max_steps)
+        if not math.isclose(lr, due, rel_tol=0.006):  # a rate printed with three digits is off by up to 0.5%
             return Finding(
                 "off-schedule",
                 it,
-                f"the learning rate is {lr:.2e} at iteration {it}, where the {setup.schedule} schedule has {due:.2e}",
+                f"the learning rate is {lr:.2e} at iteration {it}, where the {schedule} schedule has {due:.2e}",
                 (
                     "the scheduler is not stepped once per optimizer step (by the epoch, or by the micro-batch)",
                     "something else sets the learning rate",
@@ -55,7 +64,7 @@ def off_schedule(history: History) -> Finding | None:
 
 
 def groups_differ(history: History) -> Finding | None:
-    """Matrices train at one learning rate, biases and LayerNorms at another."""
+    """The parameters with weight decay train at another learning rate than those without."""
     others = history.rows.get("optim/lr_no_decay", {})
     for it, lr in history.curve("optim/lr"):
         if it in others and not math.isclose(lr, others[it], rel_tol=1e-5):
@@ -69,30 +78,31 @@ def groups_differ(history: History) -> Finding | None:
     return None
 
 
-def too_hot(history: History) -> Finding | None:
-    """The loss spikes and then stays high, or the network never learns more than how frequent each token is."""
+def learning_rate_too_high(history: History) -> Finding | None:
+    """The loss jumps and stays high, or the model never learns more than token frequencies."""
     setup, evaluations = history.setups[0], history.evaluations
     last, jump = evaluations[-1], spike(history)
     lost = last.train > expected_start(setup.vocab_size) * 1.05
-    wild = clipped_share(history) < 0.5  # else the gradients are what is wrong
-    context = max((setup.singles + setup.pairs) / 2, setup.pairs + 0.03 * expected_start(setup.vocab_size))
+    wild = clipped_share(history) < 0.5  # if more is clipped, the gradients are at fault, not the rate
+    unigram, bigram = setup.unigram_loss, setup.bigram_loss
+    context = max((unigram + bigram) / 2, bigram + 0.03 * expected_start(setup.vocab_size))
     frequencies = min(last.train, last.val) > context
-    if not (jump and lost) and not (stuck(history) and wild and (jump or frequencies)):
+    if not (jump and lost) and not (on_plateau(history) and wild and (jump or frequencies)):
         return None
-    lr = max((lr for _, lr in history.curve("optim/lr")), default=setup.max_lr)
+    lr = max((lr for _, lr in history.curve("optim/lr")), default=setup.optim.max_lr)
     seen = f"it rose to {jump[1]:.2f} at iteration {jump[0]}, from {jump[2]:.2f}, and is" if jump else "it stays"
     return Finding(
         "learning-rate-too-high",
         jump[0] if jump else last.it,
         f"{seen} at {last.train:.2f} at iteration {last.it}; frequencies of single tokens alone give "
-        f"{setup.singles:.2f}; the rate went up to {lr:.1e}",
+        f"{unigram:.2f}; the rate went up to {lr:.1e}",
         ("the learning rate is too high for this network", "the warm-up is missing or too short"),
-        f"try --model.optim.max_lr {lr / 10:.0e} --model.optim.warmup_iters {max(2 * setup.warmup_iters, 100)}",
+        f"try --model.optim.max_lr {lr / 10:.0e} --model.optim.warmup_iters {max(2 * setup.optim.warmup_iters, 100)}",
     )
 
 
 def diverged(history: History) -> Finding | None:
-    """The run stopped itself, or a loss is no number."""
+    """The run stopped itself, or a loss is NaN or infinite."""
     broken = [
         it for tag in ("train/loss", "eval/val_loss") for it, loss in history.curve(tag) if not math.isfinite(loss)
     ]
@@ -117,22 +127,22 @@ def flat(history: History) -> Finding | None:
     """The loss does not move."""
     setup, (first, *_, last) = history.setups[0], (history.evaluations[0], *history.evaluations)
     fall = first.train - last.train
-    certain = last.it >= max(50, min(setup.max_steps, max(100, 2 * setup.warmup_iters)))
+    certain = last.it >= max(50, min(setup.max_steps, max(100, 2 * setup.optim.warmup_iters)))
     uniform = expected_start(setup.vocab_size)
     if not (setup.fresh and first.it == 0 and certain and abs(fall) < 0.05 * uniform):
         return None
     losses = sorted(loss for _, loss in history.curve("train/loss"))
     if losses and losses[len(losses) // 10] < first.train - 0.1 * uniform:
-        return None  # it moves, and has come back
-    if setup.table_losses and last.val <= setup.pairs + 0.02 * uniform:
-        return None  # there is little to learn, and it is learnt
+        return None  # the loss fell and rose again
+    if setup.table_losses and last.val <= setup.bigram_loss + 0.02 * uniform:
+        return None  # the text holds little to learn, and the model has learnt it
     norm = median([norm for _, norm in history.curve("optim/grad_norm")] or [math.nan])
     lr = max((lr for _, lr in history.curve("optim/lr")), default=math.nan)
     slow, cut = (
         "the learning rate is too low, or the warm-up too long",
         "the gradients do not reach the parameters (detached, frozen, or zeroed before the step)",
     )
-    dead, better = norm < 1e-6, 3e-4 if setup.max_lr < 3e-4 else 10 * setup.max_lr
+    dead, better = norm < 1e-6, 3e-4 if setup.optim.max_lr < 3e-4 else 10 * setup.optim.max_lr
     return Finding(
         "flat",
         last.it,
@@ -144,17 +154,17 @@ def flat(history: History) -> Finding | None:
 
 
 def never_good(history: History) -> Finding | None:
-    """The loss falls at first, does not diverge, and never gets good."""
+    """The loss falls at first, does not diverge, and never becomes good."""
     setup, last, share = history.setups[0], history.evaluations[-1], clipped_share(history)
     norms = [norm for _, norm in history.curve("optim/grad_norm")]
-    piled = (
+    accumulated = (  # gradients, across steps
         setup.fresh
         and norms
-        and way(history) >= FAR
+        and learning_rate_sum(history) >= MIN_LEARNING_RATE_SUM
         and median(norms) > 4.0 * norms[0]
-        and min(last.train, last.val) > setup.pairs
+        and min(last.train, last.val) > setup.bigram_loss
     )
-    if not norms or not (stuck(history) or piled):
+    if not norms or not (on_plateau(history) or accumulated):
         return None
     summed = "gradients are summed over steps: zero_grad is missing"
     others = ("the network does not see its context (mask or positions)", "the learning rate is far from a good one")
@@ -162,25 +172,26 @@ def never_good(history: History) -> Finding | None:
         "never-good",
         last.it,
         f"the validation loss is {last.val:.4f} at iteration {last.it}, where a table of pairs of tokens would have "
-        f"{setup.pairs:.4f}; {share:.0%} of the steps are clipped, and the gradient norm went from {norms[0]:.2g} to "
-        f"{median(norms[-10:]):.2g}",
-        (summed, *others) if piled or share >= 0.5 else (*others, summed),
+        f"{setup.bigram_loss:.4f}; {share:.0%} of the steps are clipped, and the gradient norm went from "
+        f"{norms[0]:.2g} to {median(norms[-10:]):.2g}",
+        (summed, *others) if accumulated or share >= 0.5 else (*others, summed),
         "see that the gradients are zeroed before each step"
-        if piled or share >= 0.5
+        if accumulated or share >= 0.5
         else "look at the attention's mask",
     )
 
 
 def always_clipped(history: History) -> Finding | None:
-    """Nearly every step is clipped, so that clipping steers."""
+    """Nearly every step is clipped, so that the threshold sets the size of the steps."""
     setup, share = history.setups[-1], clipped_share(history)
+    warmup_iters = setup.optim.warmup_iters
     certain = (
-        history.last >= setup.warmup_iters + min(500, 0.8 * (setup.max_steps - setup.warmup_iters))
-        and way(history) >= FAR
+        history.last >= warmup_iters + min(500, 0.8 * (setup.max_steps - warmup_iters))
+        and learning_rate_sum(history) >= MIN_LEARNING_RATE_SUM
     )
     if setup.clip is None or not certain or share < 0.95:
         return None
-    norm = median([norm for _, norm in history.curve("optim/grad_norm", setup.warmup_iters)] or [math.nan])
+    norm = median([norm for _, norm in history.curve("optim/grad_norm", warmup_iters)] or [math.nan])
     low = setup.clip < 0.5
     causes = (
         "the learning rate is too high",
@@ -194,19 +205,19 @@ def always_clipped(history: History) -> Finding | None:
         f"{share:.0%} of the steps are clipped; the gradient norm is {norm:.2g} in the median, the threshold "
         f"{setup.clip:g}",
         (threshold, *causes) if low else (*causes, threshold),
-        "try --trainer.gradient_clip_val 1.0" if low else f"try --model.optim.max_lr {setup.max_lr / 3:.0e}",
-        fault=norm > 10.0 * setup.clip,  # Adam minds no common factor, and a few windows have long gradients
+        "try --trainer.gradient_clip_val 1.0" if low else f"try --model.optim.max_lr {setup.optim.max_lr / 3:.0e}",
+        fault=norm > 10.0 * setup.clip,  # Adam ignores a common factor, and small batches have large gradients
     )
 
 
 def dropout_not_switched(history: History) -> Finding | None:
-    """The batch loss is no higher than the clean one, though dropout should make it so."""
+    """The batch loss is not above the evaluated one, though dropout in training should raise it."""
     setup, noise, half = history.setups[-1], batch_noise(history), history.last / 2
     evaluations = [e for e in history.evaluations if e.it >= max(half, setup.start)]
-    if not setup.dropout or noise is None or len(evaluations) < 2 or way(history) < FAR:
+    if not setup.dropout or noise is None or len(evaluations) < 2:
         return None
-    if history.last < setup.max_steps / 2:
-        return None  # what dropout costs grows with what has been learnt
+    if learning_rate_sum(history) < MIN_LEARNING_RATE_SUM or history.last < setup.max_steps / 2:
+        return None  # dropout costs more, the more the model has learnt
     near = (evaluations[-1].it - evaluations[0].it) / (len(evaluations) - 1) / 4
     rows = history.curve("train/loss", setup.start)
     excess = [loss - e.train for e in evaluations for it, loss in rows if abs(it - e.it) <= near]
@@ -229,16 +240,15 @@ def dropout_not_switched(history: History) -> Finding | None:
 
 
 def resume_bump(history: History) -> Finding | None:
-    """The loss is higher after a run went on than before, with nothing changed that should make it so."""
+    """The loss is higher after a resume than before, though neither dropout nor a higher learning rate explains it."""
     noise, rates = batch_noise(history), history.curve("optim/lr")
     for former, setup in itertools.pairwise(history.setups):
         before = [loss for it, loss in history.curve("train/loss") if it < setup.start][-10:]
-        after = [loss for _, loss in history.curve("train/loss", setup.start + 1)][
-            :5
-        ]  # the first step's comes before it
-        cool, hot = [lr for it, lr in rates if it < setup.start], [lr for it, lr in rates if it >= setup.start]
-        hotter = bool(cool and hot) and hot[0] > 1.2 * cool[-1]
-        if noise is None or min(len(before), len(after)) < 5 or setup.dropout != former.dropout or hotter:
+        # A row at setup.start would hold the loss before the first resumed step.
+        after = [loss for _, loss in history.curve("train/loss", setup.start + 1)][:5]
+        old, new = [lr for it, lr in rates if it < setup.start], [lr for it, lr in rates if it >= setup.start]
+        raised = bool(old and new) and new[0] > 1.2 * old[-1]
+        if noise is None or min(len(before), len(after)) < 5 or setup.dropout != former.dropout or raised:
             continue
         rise = fmean(after) - fmean(before)
         if rise > max(0.02, 3.5 * noise * math.sqrt(1 / len(before) + 1 / len(after))):
