@@ -5,14 +5,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinygpt_pl.data import TextDataModule
-    from tinygpt_pl.generation.sampling import generate
-    from tinygpt_pl.gpt import GPT, GPTConfig
-    from tinygpt_pl.module import TinyGPT
-    from tinygpt_pl.optim import OptimConfig, warmup_cosine
-    from tinygpt_pl.text.tokenizer import CharTokenizer
-    from tinygpt_pl.training.recipe import RunConfig, recipe_callbacks
-    from tinygpt_pl.training.trainer import make_trainer
+    from tinygpt_pl.data import TextDataModule as TextDataModule
+    from tinygpt_pl.generation.sampling import generate as generate
+    from tinygpt_pl.gpt import GPT as GPT
+    from tinygpt_pl.gpt import GPTConfig as GPTConfig
+    from tinygpt_pl.module import TinyGPT as TinyGPT
+    from tinygpt_pl.optim import OptimConfig as OptimConfig
+    from tinygpt_pl.optim import warmup_cosine as warmup_cosine
+    from tinygpt_pl.text.tokenizer import CharTokenizer as CharTokenizer
+    from tinygpt_pl.training.recipe import RunConfig as RunConfig
+    from tinygpt_pl.training.recipe import recipe_callbacks as recipe_callbacks
+    from tinygpt_pl.training.trainer import make_trainer as make_trainer
 
 __version__ = version("tinygpt_pl")
 
@@ -29,29 +32,16 @@ _MODULES = {
     "recipe_callbacks": "training.recipe",
     "warmup_cosine": "optim",
 }
-
-__all__ = [
-    "GPT",
-    "CharTokenizer",
-    "GPTConfig",
-    "OptimConfig",
-    "RunConfig",
-    "TextDataModule",
-    "TinyGPT",
-    "generate",
-    "make_trainer",
-    "recipe_callbacks",
-    "warmup_cosine",
-]
+__all__ = list(_MODULES)  # each public name is written once
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the network alone starts without Lightning."""
+    """Import a public name when it is first asked for: the model alone starts without Lightning."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    """List the public names that have not been imported yet as well."""
-    return sorted({*globals(), *__all__})
+    """List the public names, those that have not been imported yet as well."""
+    return sorted(["__version__", *_MODULES])

@@ -40,13 +40,10 @@ class Work:
         If all ranks fail alike (`shared`), those above 0 print nothing and return 0: Lightning's launcher would kill
         rank 0 otherwise.
         """
-        way_out = self._sound_state() if hint else ""
-        if self.trainer is None or self.trainer.is_global_zero:
-            fail(message, way_out)
-        elif shared:
+        if shared and not self.first:
             return 0
-        else:
-            fail(f"process {self.trainer.global_rank}: {message}", way_out)
+        rank = "" if self.first or self.trainer is None else f"process {self.trainer.global_rank}: "
+        fail(f"{rank}{message}", self._sound_state() if hint else "")
         return 1
 
     def _sound_state(self) -> str:

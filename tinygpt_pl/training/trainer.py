@@ -80,7 +80,7 @@ def make_trainer(
         ValueError: if Lightning cannot do what is asked for, or the processes of a run are not as many as its devices.
     """
     fixed: dict[str, Any] = {"enable_model_summary": False, "profiler": profiler or Unprofiled()}
-    plugins = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    plugins = _listed(plugins)
     for callback in recipe:
         if isinstance(callback, Evaluation):
             # Lightning counts micro-batches; and across epochs, of which there is one.
@@ -99,7 +99,7 @@ def make_trainer(
             devices=devices,
             num_nodes=num_nodes,
             logger=logger,
-            callbacks=[*recipe, *(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])],
+            callbacks=[*recipe, *_listed(callbacks)],
             max_steps=max_steps,
             log_every_n_steps=log_every_n_steps,
             enable_progress_bar=enable_progress_bar,
@@ -118,6 +118,11 @@ def make_trainer(
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _listed(given: Any) -> list[Any]:
+    """One of something, several of it or None, as a list."""
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def choose_precision(precision: Any, accelerator: str | Accelerator) -> Any:
