@@ -74,7 +74,7 @@ def test_other_programs_can_read_a_token_file(tmp_path: Path) -> None:
     facts = json.loads(header["__metadata__"]["tinygpt_pl"])
     assert (facts["format"], facts["sha256"]) == (1, tokens.sha256)
     assert facts["splits"]["val"]["tokens"] == len(arrays["val"])
-    assert facts["tokenizer"] == {"characters": "".join(sorted(set(GREEK))), "kind": "char"}
+    assert facts["tokenizer"] == {"characters": "".join(sorted(set(GREEK)))}
 
 
 def test_a_token_file_is_made_once_and_anew_when_text_or_tokenizer_change(tmp_path: Path) -> None:

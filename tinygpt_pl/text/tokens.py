@@ -84,7 +84,7 @@ def prepare(
     if known is not None:
         if path.exists() and (tokens := read_tokens(path, made_of)).tokenizer == known:  # that of the run itself
             return tokens
-        path, made_of = place(asdict(known))
+        path, made_of = place(_settings(known))
 
     passes = 3 if kind == "bpe" and known is None else 2
 
@@ -98,7 +98,7 @@ def prepare(
             else:
                 tokenizer = known
                 _check_known(corpus, text, tokenizer)
-            facts = {"format": FORMAT, "made_of": made_of, "sha256": text.sha256, "tokenizer": asdict(tokenizer)}
+            facts = {"format": FORMAT, "made_of": made_of, "sha256": text.sha256, "tokenizer": _settings(tokenizer)}
             _write(file, _divided(corpus.parts(bar.update), boundary), tokenizer, facts)
         if corpus.signature() != signature:
             raise ValueError(f"corpus {corpus.name!r} changed while it was read; give the command again")
@@ -111,6 +111,11 @@ def progress_bar(name: str, size: int) -> "tqdm[Any]":
     """A bar over bytes that are going to be read; none where that takes no time."""
     seconds = 0.25 if sys.stderr.isatty() else 30.0  # from one redrawing to the next; a log file needs few
     return tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1.0, leave=False, mininterval=seconds)
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a token file stores of its tokenizer: no kind, so that the files of earlier versions stay in use."""
+    return {name: value for name, value in asdict(tokenizer).items() if name != "kind"}
 
 
 def _sha256(text: str) -> str:
