@@ -16,9 +16,8 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from tinygpt_pl.insight.charts import SHAPES, Size, svg
+from tinygpt_pl.insight.charts import MARKERS, loss, svg
 from tinygpt_pl.insight.history import History, read_history
-from tinygpt_pl.insight.panels import loss
 
 CURVES = Path(__file__).parent.parent / "docs" / "curves"
 
@@ -41,11 +40,11 @@ RUNS = [
 ]
 """Name, title, and what the run has besides COMMON, or in place of what is there."""
 
-SIZE = Size(3.6, 2.7, 4, 150)
-"""Three of these stand side by side on a page."""
+SIZE, WIDTH = (4.8, 3.6), 260
+"""Inches of the drawing, and pixels at which it is shown, three side by side on a page."""
 
-LIGHT = {"bg": "#ffffff", "text": "#56606b", "grid": "#dfe3e8", "c0": "#0072b2", "c1": "#c65500"}
-DARK = {"bg": "#0d1117", "text": "#a3adb8", "grid": "#343b44", "c0": "#56b4e9", "c1": "#f28e4b"}
+LIGHT = {"bg": "#ffffff", "text": "#56606b", "grid": "#dfe3e8", "batch": "#94c5e3", "c0": "#0072b2", "c1": "#c65500"}
+DARK = {"bg": "#0d1117", "text": "#a3adb8", "grid": "#343b44", "batch": "#315f7d", "c0": "#56b4e9", "c1": "#f28e4b"}
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'
 
@@ -64,37 +63,31 @@ def typed(line: str) -> str:
 
 def picture(history: History) -> str:
     """The loss chart as a file that stands alone: its colours follow the reader's theme, and nothing is fetched."""
-    chart = loss(history)
-    lines = [line for line in chart.lines if not line.spot]
-    drawing = svg(replace(chart, lines=lines), SIZE, "p")
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
-    assert found
-    width, height, top = float(found[1]), float(found[2]), 18  # points; the legend's place is above the drawing
-    drawing = drawing.replace(found[0], f'viewBox="0 {-top} {width:g} {height + top:g}"', 1)
+    chart = replace(loss(history), marks=())
+    drawing = svg(chart, "p", SIZE).replace("xlink:href", "href")  # without a second namespace
     drawing = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{2,}", lambda x: f"{float(x[0]):.1f}", tag[0]), drawing)
     drawing = re.sub(r"\s*\n\s*", "\n", drawing)
     light, dark = ("".join(f"--{name}:{colour};" for name, colour in theme.items()) for theme in (LIGHT, DARK))
-    style = f"svg{{{light}font-family:{FONT}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
-    style += "text{paint-order:stroke;stroke:var(--bg);stroke-width:2px}"  # readable across a curve
-    size = f'width="{width:g}" height="{height + top:g}"'
-    drawing = drawing.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} ', 1)
-    place = drawing.index(">") + 1
-    return f"{drawing[:place]}\n<style>{style}</style>\n{legend()}{drawing[place:]}\n"
+    style = f"svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    style += f"text{{font-family:{FONT}!important;paint-order:stroke;stroke:var(--bg);stroke-width:2px}}"
+    width, height, top = 72 * SIZE[0], 72 * SIZE[1], 24  # the legend's place is above the drawing
+    view = f"0 {-top} {width:g} {height + top:g}"
+    root = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" viewBox="{view}">'
+    return f"{root}\n<style>{style}</style>\n{legend()}{drawing[drawing.index('>') + 1 :]}\n"
 
 
 def legend() -> str:
     """What each line is, in one row; told apart by their marks, too."""
-    keys = [("train", "c0", SHAPES["o"]), ("val", "c1", SHAPES["s"]), ("train, each batch", "c0", "")]
-    parts, left = [], 28
-    for words, colour, shape in keys:
-        faint = "" if shape else ' stroke-opacity=".5"'
-        mark = f'<path d="{shape}" fill="var(--{colour})" stroke="none"/>' if shape else ""
+    keys = [("train", "c0", MARKERS["o"]), ("val", "c1", MARKERS["s"]), ("train, each batch", "batch", "")]
+    parts, left = [], 34
+    for words, colour, mark in keys:
         parts.append(
-            f'<g transform="translate({left} -14)" fill="none" stroke="var(--{colour})" stroke-width="1.7">'
-            f'<path d="M4 5H24"{faint}/>{mark}'
-            f'<text x="30" y="8.5" font-size="9.5" fill="var(--text)" stroke="none">{words}</text></g>\n'
+            f'<g transform="translate({left} -19)" font-size="12" fill="var(--text)">'
+            f'<path d="M0 7H28" stroke="var(--{colour})" stroke-width="2"/>'
+            f'<text x="14" y="11" fill="var(--{colour})" text-anchor="middle">{mark}</text>'
+            f'<text x="36" y="11">{words}</text></g>\n'
         )
-        left += 36 + 5 * len(words)
+        left += 52 + 6 * len(words)
     return "".join(parts)
 
 
