@@ -76,6 +76,8 @@ def assert_understood_or_refused(
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(changed())
     def check(tree: dict[str, Any]) -> None:
+        if isinstance(tree.get("data"), dict):
+            tree["data"].pop("cache_dir", None)  # a folder by any name may hold the cache, and would be left there
         (folder / "changed.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True))
         code, out, err = cli("fit", "--config", "changed.yaml")
         outcomes[code] += 1
