@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.reference import english
-from tests.small_runs import BEST, Run, load, shell, small
+from tests.small_runs import BEST, Fitted, Run, load, shell
 from tinygpt_pl import generate
 from tinygpt_pl.generation.stream import Sample
 from tinygpt_pl.runs.checkpoint import load_network, read_checkpoint, write_checkpoint
@@ -26,20 +24,10 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 BLOCK = 8  # of `small`
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small run in it."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "english.txt").write_text(english())
-    done = shell("fit", *small(folder / "english.txt"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.fixture
-def trained(run: Path, in_a_folder_of_its_own: None) -> None:
-    """The same run here."""
-    shutil.copytree(run / "lightning_logs", "lightning_logs")
+def trained(fitted: Fitted, in_a_folder_of_its_own: None) -> None:
+    """A finished run of `small` in this folder."""
+    fitted()
 
 
 def expected(prompt: str, tokens: int, **options: Any) -> str:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import BEST, Run, load, scalars, small, table
+from tests.small_runs import BEST, Fitted, Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
@@ -410,9 +410,9 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert TinyGPT.load_from_checkpoint(tmp_path / "gpt2.ckpt").gpt.config.vocab_size == bpe.vocab_size
 
 
-def test_a_network_of_ones_own_goes_to_another_text(cli: Run, text_file: Path, tmp_path: Path) -> None:
+def test_a_network_of_ones_own_goes_to_another_text(cli: Run, fitted: Fitted, tmp_path: Path) -> None:
     """A new run with its weights alone: other settings, another text, and iteration 0."""
-    cli("fit", *small(text_file))
+    fitted()
     (tmp_path / "other.txt").write_text("the lazy dog sleeps " * 40)
     code, out, err = cli(
         "fit", "--init_from=best", "--data.corpus=other.txt", "--trainer.max_steps=3", "--eval_interval=3"
@@ -630,9 +630,9 @@ def test_export_and_import_start_without_lightning_and_transformers(tmp_path: Pa
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, text_file: Path) -> None:
+def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, fitted: Fitted, text_file: Path) -> None:
     """The check at iteration 0 is for fresh weights: what others have learnt can be far from ln V, on either side."""
-    cli("fit", *small(text_file))
+    fitted()
     cli("export", "--output_dir=there")
     checkpoint = import_folder(Path("there")).content
     checkpoint["state_dict"]["gpt.wte.weight"] *= 15

@@ -326,7 +326,7 @@ def test_no_curve_is_too_odd_to_be_read(
     assert all(finding.line and finding.causes for finding in verdict.findings)
 
 
-QUICK = {"sum over the window", "gradients lost", "one group scheduled", "targets not shifted", "60 steps"}
+QUICK = {"sum over the window", "one group scheduled", "targets not shifted", "60 steps"}
 
 
 @pytest.mark.parametrize("case", [case for case in BUGS if case.name in QUICK], ids=lambda case: case.name)

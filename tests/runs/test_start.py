@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.small_runs import BEST, LAST, LONGER, RUN, Run, load, scalars, small, three_lines
+from tests.small_runs import BEST, LAST, LONGER, RUN, Fitted, Run, load, scalars, small, three_lines
 from tinygpt_pl.runs.start import Start, claim_run
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
-def test_fault_14_nothing_left_to_do(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_14_nothing_left_to_do(cli: Run, fitted: Fitted) -> None:
+    fitted(trainer__max_steps=4)
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     code, out, _ = cli("fit", "--ckpt_path=last")
     assert (code, out) == (0, "nothing to do: iteration 4 is reached; a larger --trainer.max_steps goes on\n")
@@ -25,10 +25,10 @@ def test_fault_14_nothing_left_to_do(cli: Run, text_file: Path) -> None:
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
 
 
-def test_going_back_to_the_best_starts_a_branch(cli: Run, text_file: Path) -> None:
+def test_going_back_to_the_best_starts_a_branch(cli: Run, fitted: Fitted) -> None:
     """In its own folder it would write over what came after."""
     worse = ["--model.optim.max_lr=0.3", "--model.optim.min_lr=0.3"]
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     cli("fit", "--ckpt_path=last", "--trainer.max_steps=8", *worse)
     assert (load(BEST)["global_step"], load(LAST)["global_step"]) == (4, 8)
     code, _, err = cli("fit", "--ckpt_path=best", "--trainer.max_steps=6", f"--run_dir={RUN}")
@@ -46,9 +46,9 @@ def test_going_back_to_the_best_starts_a_branch(cli: Run, text_file: Path) -> No
     assert "dirpath" not in err
 
 
-def test_files_of_others_are_left_alone(cli: Run, text_file: Path) -> None:
+def test_files_of_others_are_left_alone(cli: Run, fitted: Fitted) -> None:
     """A folder called checkpoints does not make its parent a run, and a run's folder may hold other files."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     for folder in (Path("mine"), Path("mine/checkpoints"), Path("new")):
         folder.mkdir()
     others = {
@@ -65,9 +65,9 @@ def test_files_of_others_are_left_alone(cli: Run, text_file: Path) -> None:
     assert {path: path.read_text() for path in others} == others
 
 
-def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, text_file: Path) -> None:
+def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, fitted: Fitted) -> None:
     """Its checkpoint was read before its folder could be had."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     start = Start.of("last", None, "resume")
     assert cli("fit", "--ckpt_path=last", "--trainer.max_steps=8")[0] == 0
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -79,8 +79,8 @@ def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, text_file: Path) -> N
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_run_without_its_configuration_is_not_written_over(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file), "--run_dir=run")
+def test_a_run_without_its_configuration_is_not_written_over(cli: Run, fitted: Fitted, text_file: Path) -> None:
+    fitted("run")
     Path("run/config.yaml").unlink()
     code, _, err = cli("fit", *small(text_file), "--run_dir=run")
     assert code == 2
@@ -97,9 +97,9 @@ print(code, *(path for path in opened if path.endswith(".ckpt")), file=sys.stder
 """
 
 
-def test_a_run_that_resumes_reads_its_checkpoint_once(cli: Run, text_file: Path) -> None:
+def test_a_run_that_resumes_reads_its_checkpoint_once(fitted: Fitted) -> None:
     """Settings, weights and training state are of one reading; best.ckpt is only asked for its step and its loss."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
     code, *opened = done.stderr.splitlines()[-1].split()
     assert code == "0"
