@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
+from tests.runs.test_checkpoint import smallest
 from tests.small_runs import BEST, Fitted, Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
@@ -590,18 +593,22 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: p
 def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum: signal.Signals, verb: str) -> None:
     tokenizer = CharTokenizer.from_text("abc")
     gpt = {"vocab_size": 3, "block_size": 16, "n_layer": 6, "n_head": 8, "n_embd": 768}  # 170 MB
-    model = TinyGPT(gpt, {}, tokenizer)
-    facts = {"config": "", "global_step": 0, "val_loss": 0.0, "corpus": {"name": "", "sha256": ""}}
-    export_folder(as_checkpoint(model, facts), Path("large"))
-    write_checkpoint(import_folder(Path("large")).content, Path("large.ckpt"))
-    options = {"import": "--input_dir=large --output=made", "export": "--ckpt_path=large.ckpt --output_dir=made"}
-    command = [sys.executable, "-m", "tinygpt_pl", verb, *options[verb].split()]
+    parts = {"gpt": gpt, "optim": {}, "tokenizer": asdict(tokenizer)}
+    weights = TinyGPT(gpt, {}, tokenizer).state_dict()
+    write_checkpoint(smallest(state_dict=weights, hyper_parameters=parts), Path("large.ckpt"))
+    options = "--ckpt_path=large.ckpt --output_dir=made"
+    if verb == "import":
+        export_folder(read_checkpoint(Path("large.ckpt")), Path("large"))
+        options = "--input_dir=large --output=made"
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "tinygpt_pl", verb, *options.split()]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         while not any(path.stat().st_size for path in Path().glob("made.partial*")):
             assert process.poll() is None, "it ended before it was stopped"
+            time.sleep(0.001)  # leaves the CPU to it
         process.send_signal(signum)
     assert process.returncode == 128 + signum
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "large.ckpt"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nothing_is_written_over(cli: Run, bpe: BPETokenizer) -> None:

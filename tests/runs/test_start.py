@@ -1,14 +1,27 @@
 """Where a run starts: in its own folder, from another run's checkpoint, or not at all."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.small_runs import BEST, LAST, LONGER, RUN, Fitted, Run, load, scalars, small, three_lines
+from tests.small_runs import (
+    BEST,
+    FORKS,
+    LAST,
+    LONGER,
+    RUN,
+    Fitted,
+    Run,
+    command,
+    finish,
+    load,
+    scalars,
+    small,
+    three_lines,
+)
 from tinygpt_pl.runs.start import Start, claim_run
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -87,21 +100,22 @@ def test_a_run_without_its_configuration_is_not_written_over(cli: Run, fitted: F
     assert "run holds a run already" in three_lines(err)
 
 
-OPENED = """
-import sys
-opened = []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from tinygpt_pl.commands import main
-code = main(["fit", "--ckpt_path=last", "--trainer.max_steps=12"])
-print(code, *(path for path in opened if path.endswith(".ckpt")), file=sys.stderr)
-"""
+def resume_and_list_opened(folder: Path) -> None:
+    """Resume a run, and write down each file that is opened: an audit hook stays until its process ends."""
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    try:
+        command(["fit", "--ckpt_path=last", LONGER], folder)
+    finally:
+        Path("opened").write_text("\n".join(opened))
 
 
-def test_a_run_that_resumes_reads_its_checkpoint_once(fitted: Fitted) -> None:
+def test_a_run_that_resumes_reads_its_checkpoint_once(fitted: Fitted, tmp_path: Path) -> None:
     """Settings, weights and training state are of one reading; best.ckpt is only asked for its step and its loss."""
     fitted(trainer__max_steps=4)
-    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
-    code, *opened = done.stderr.splitlines()[-1].split()
-    assert code == "0"
+    process = FORKS.Process(target=resume_and_list_opened, args=(tmp_path,))
+    process.start()
+    finish(process, tmp_path)
+    opened = [path for path in Path("opened").read_text().splitlines() if path.endswith(".ckpt")]
     assert opened.count(str(LAST)) == 1
     assert {Path(path).absolute() for path in opened} == {LAST.absolute(), BEST.absolute()}
