@@ -1,5 +1,6 @@
 """Fixtures that several test files share: texts, folders, disks and the command line."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,11 +8,13 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.reference import english
+from tests.small_runs import RUN, Fitted, Run, small
 from tinygpt_pl.text.corpus import default_cache_dir
 
 ROOT = Path(__file__).parent.parent
@@ -27,10 +30,10 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture
-def text_file(tmp_path: Path) -> Path:
-    """A small text with 27 symbols."""
-    path = tmp_path / "english.txt"
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text with 27 symbols, in one place for all tests: the settings of a run that they share name it."""
+    path = tmp_path_factory.mktemp("text") / "english.txt"
     path.write_text(english(), encoding="utf-8")
     return path
 
@@ -55,7 +58,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def cli(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; gives its exit code, its output and its errors."""
 
     def run(*args: str) -> tuple[int, str, str]:
@@ -68,6 +71,39 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_runs() -> dict[tuple[str, ...], tuple[Path, str]]:
+    """Folder and output of each run that `fitted` has trained, by its options."""
+    return {}
+
+
+@pytest.fixture
+def fitted(
+    cli: Run,
+    text_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_runs: dict[tuple[str, ...], tuple[Path, str]],
+) -> Fitted:
+    """Put a finished run of `small` into a folder; gives what `fit` printed.
+
+    The first test that asks for a run trains it, the others get copies: where to start from, not what to test.
+    """
+
+    def put(run_dir: Path | str = RUN, **changes: Any) -> str:
+        options = tuple(small(text_file, **changes))
+        if options not in shared_runs:
+            folder = tmp_path_factory.mktemp("run")
+            with contextlib.chdir(folder):
+                code, out, err = cli("fit", *options)
+            assert code == 0, err
+            shared_runs[options] = folder / RUN, out
+        trained, out = shared_runs[options]
+        shutil.copytree(trained, run_dir)
+        return out
+
+    return put
 
 
 @pytest.fixture

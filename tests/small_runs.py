@@ -21,6 +21,9 @@ from torch import Tensor
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
 
+Fitted = Callable[..., str]
+"""The fixture `fitted`: a folder and changes to `small` in; what `fit` printed out."""
+
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 BEST = RUN / "checkpoints" / "best.ckpt"

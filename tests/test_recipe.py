@@ -1,6 +1,7 @@
 """The project takes the same steps as the plain loop, and a run with a known trap built in does not."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,23 @@ def weights(module: TinyGPT) -> dict[str, Tensor]:
     return copy.deepcopy(module.gpt.state_dict())
 
 
+@cache
+def plain(gpt: GPTConfig) -> Record:
+    """The plain loop, from the weights of `fresh`, which are those of every trap too."""
+    return plain_loop(english(), weights(fresh(gpt=gpt)), gpt)
+
+
+@cache
+def whole_batch() -> Record:
+    """The plain loop with a whole batch a step, in double precision."""
+    state = {name: p.double() for name, p in weights(fresh()).items()}
+    return plain_loop(english(), state, batch_size=16, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("gpt", [GPT_CONFIG, with_dropout()], ids=["no dropout", "dropout"])
 def test_thirty_steps_equal_the_plain_loop(text_file: Path, gpt: GPTConfig) -> None:
-    module = fresh(gpt=gpt)
-    expected = plain_loop(english(), weights(module), gpt)
-    found = lightning_fit(text_file, module)
+    expected = plain(gpt)
+    found = lightning_fit(text_file, fresh(gpt=gpt))
     assert_same_run(found, expected, rtol=1e-6)
     assert len(expected.train_losses) == STEPS
     clipped = [norm > CLIP for norm in expected.grad_norms]
@@ -55,16 +68,8 @@ def accumulated(text_file: Path, module: TinyGPT, callbacks: tuple[Callback, ...
     return lightning_fit(text_file, module, 4, 4, callbacks=callbacks, precision="64-true")
 
 
-def whole_batch(module: TinyGPT) -> Record:
-    state = {name: p.double() for name, p in weights(module).items()}
-    return plain_loop(english(), state, batch_size=16, dtype=torch.float64)
-
-
 def test_four_micro_batches_of_four_equal_one_batch_of_sixteen(text_file: Path) -> None:
-    module = fresh()
-    expected = whole_batch(module)
-    found = accumulated(text_file, module)
-    assert_same_run(found, expected, rtol=1e-6)
+    assert_same_run(accumulated(text_file, fresh()), whole_batch(), rtol=1e-6)
 
 
 class OneGroupScheduled(TinyGPT):
@@ -114,11 +119,9 @@ class DropoutOffAfterEvaluation(TinyGPT):
     ],
 )
 def test_a_trap_is_seen(text_file: Path, trap: type[TinyGPT], gpt: GPTConfig, difference: str) -> None:
-    module = fresh(trap, gpt)
-    expected = plain_loop(english(), weights(module), gpt)
-    found = lightning_fit(text_file, module)
+    found = lightning_fit(text_file, fresh(trap, gpt))
     with pytest.raises(AssertionError, match=difference):
-        assert_same_run(found, expected, rtol=1e-6)
+        assert_same_run(found, plain(gpt), rtol=1e-6)
 
 
 class ScheduledByMicroBatch(TinyGPT):
@@ -145,11 +148,9 @@ class GradientsNotScaled(TinyGPT):
     ],
 )
 def test_an_accumulation_trap_is_seen(text_file: Path, trap: type[TinyGPT], difference: str) -> None:
-    module = fresh(trap)
-    expected = whole_batch(module)
-    found = accumulated(text_file, module)
+    found = accumulated(text_file, fresh(trap))
     with pytest.raises(AssertionError, match=difference):
-        assert_same_run(found, expected, rtol=1e-6)
+        assert_same_run(found, whole_batch(), rtol=1e-6)
 
 
 class GraphWatch(Callback):

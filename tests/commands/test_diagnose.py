@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from tests.small_runs import Run, small
+from tests.small_runs import Fitted, Run, small
 from tinygpt_pl.runs.folder import newest_run
 
 
@@ -20,10 +20,10 @@ class Crash(Callback):
 
 
 def test_the_newest_run_is_read_from_its_event_files_alone(
-    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(text_file.parent)
-    _, said, _ = cli("fit", *small(text_file))
+    monkeypatch.chdir(tmp_path)
+    said = fitted()
     code, out, err = cli("diagnose")
     assert (code, err) == (0, "")
     first, *_ = out.splitlines()
@@ -36,10 +36,12 @@ def test_the_newest_run_is_read_from_its_event_files_alone(
     assert cli("diagnose", str(run))[:2] == (code, out)
 
 
-def test_a_fault_gives_exit_code_3_and_says_what_to_change(cli: Run, text_file: Path, tmp_path: Path) -> None:
-    cold = {"model__optim__max_lr": 1e-7, "model__optim__min_lr": 1e-8, "trainer__max_steps": 60}
+def test_a_fault_gives_exit_code_3_and_says_what_to_change(
+    cli: Run, fitted: Fitted, text_file: Path, tmp_path: Path
+) -> None:
+    cold = {"model__optim__max_lr": 1e-7, "model__optim__min_lr": 1e-8, "trainer__max_steps": 60, "eval_interval": 20}
     assert cli("fit", *small(text_file, run_dir=tmp_path / "cold", **cold))[0] == 0
-    assert cli("fit", *small(text_file, run_dir=tmp_path / "well"))[0] == 0
+    fitted(tmp_path / "well")
     code, out, _ = cli("diagnose", str(tmp_path / "cold"))
     assert code == 3
     assert "ill (flat)" in out
@@ -51,7 +53,7 @@ def test_a_fault_gives_exit_code_3_and_says_what_to_change(cli: Run, text_file: 
 
 
 def test_a_run_that_was_stopped_half_way_is_read(cli: Run, text_file: Path, tmp_path: Path) -> None:
-    options = small(text_file, run_dir=tmp_path / "run", trainer__max_steps=200, data__eval_iters=80)
+    options = small(text_file, run_dir=tmp_path / "run", trainer__max_steps=200, eval_interval=20, data__eval_iters=80)
     crash = "--trainer.callbacks=tests.commands.test_diagnose.Crash"
     with pytest.raises(RuntimeError, match="half way"):
         cli("fit", *options, crash)
@@ -62,12 +64,12 @@ def test_a_run_that_was_stopped_half_way_is_read(cli: Run, text_file: Path, tmp_
 
 
 def test_the_page_lies_beside_its_run_or_where_it_is_asked_for(
-    cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
-        cli("fit", *small(text_file, run_dir=tmp_path / name))
+        fitted(name)
     code, out, err = cli("diagnose", "a", "--report")
     assert (code, out.splitlines()[-1]) == (0, "report: a/report.html"), err
     assert "<svg" in Path("a/report.html").read_text(encoding="utf-8")
@@ -90,13 +92,13 @@ def test_the_page_lies_beside_its_run_or_where_it_is_asked_for(
     ],
 )
 def test_a_mistake_is_told_in_three_lines(
-    options: list[str], message: str, cli: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], message: str, cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if "--report" in options:
         pytest.importorskip("matplotlib", reason="the extra report is not installed")
     if "run" in options:
-        cli("fit", *small(text_file, run_dir=tmp_path / "run", trainer__max_steps=2))
+        fitted("run", trainer__max_steps=2)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "events.out.tfevents.1.x.1.0").write_bytes(b"no event")
     code, out, err = cli("diagnose", *options)

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.reference import english
-from tests.small_runs import BEST, Run, load, shell, small
+from tests.small_runs import BEST, Fitted, Run, load, shell
 from tinygpt_pl import generate
 from tinygpt_pl.generation.stream import Sample
 from tinygpt_pl.runs.checkpoint import load_network, read_checkpoint, write_checkpoint
@@ -26,20 +24,10 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 BLOCK = 8  # of `small`
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small run in it."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "english.txt").write_text(english())
-    done = shell("fit", *small(folder / "english.txt"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.fixture
-def trained(run: Path, in_a_folder_of_its_own: None) -> None:
-    """The same run here."""
-    shutil.copytree(run / "lightning_logs", "lightning_logs")
+def trained(fitted: Fitted, in_a_folder_of_its_own: None) -> None:
+    """A finished run of `small` in this folder."""
+    fitted()
 
 
 def expected(prompt: str, tokens: int, **options: Any) -> str:
@@ -302,19 +290,29 @@ def test_weights_too_large_to_compute_with_are_told(cli: Run) -> None:
 @pytest.mark.usefixtures("trained")
 def test_streams_that_are_closed_full_or_poor() -> None:
     command = f"{sys.executable} -m tinygpt_pl generate --max_new_tokens=20 --seed=1 --prompt='the '"
-    for words, code, out in (
-        (f"{command} >&-", 0, ""),
-        (f"{command} 2>&-", 0, "the "),
-        (f"{command} >/dev/full", 1, ""),
-        (f"PYTHONIOENCODING=ascii {command}", 0, "the "),
-        (f"{command} --prompt_file=/dev/zero", 2, ""),
-        (f"{command.replace('--prompt', '--stop')} --prompt_file=/dev/zero", 2, ""),
-    ):
-        done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
-        assert done.returncode == code, (words, done.stderr)
-        assert done.stdout.startswith(out), words
-        assert bool(done.stdout) == bool(out), words
-        assert "Traceback" not in done.stderr, words
+    pipe = subprocess.PIPE
+    started = {
+        words: subprocess.Popen(words, shell=True, stdout=pipe, stderr=pipe, text=True)
+        for words in (
+            f"{command} >&-",
+            f"PYTHONIOENCODING=ascii {command} 2>&-",
+            f"{command} >/dev/full",
+        )
+    }
+    for (words, process), code, out in zip(started.items(), (0, 0, 1), ("", "the ", ""), strict=True):
+        shown, err = process.communicate(timeout=60)
+        assert process.returncode == code, (words, err)
+        assert shown.startswith(out), words
+        assert bool(shown) == bool(out), words
+        assert "Traceback" not in err, words
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_prompt_without_an_end_is_refused(cli: Run) -> None:
+    for words in (["--prompt=the "], ["--stop=the "]):
+        code, out, err = cli("generate", *words, "--prompt_file=/dev/zero")
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) <= 3
 
 
 @pytest.mark.usefixtures("trained")

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import english
-from tests.small_runs import BEST, Run, load, scalars, small, table
+from tests.runs.test_checkpoint import smallest
+from tests.small_runs import BEST, Fitted, Run, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
@@ -410,9 +413,9 @@ def test_from_a_gpt2_to_a_fine_tuned_network_that_speaks(
     assert TinyGPT.load_from_checkpoint(tmp_path / "gpt2.ckpt").gpt.config.vocab_size == bpe.vocab_size
 
 
-def test_a_network_of_ones_own_goes_to_another_text(cli: Run, text_file: Path, tmp_path: Path) -> None:
+def test_a_network_of_ones_own_goes_to_another_text(cli: Run, fitted: Fitted, tmp_path: Path) -> None:
     """A new run with its weights alone: other settings, another text, and iteration 0."""
-    cli("fit", *small(text_file))
+    fitted()
     (tmp_path / "other.txt").write_text("the lazy dog sleeps " * 40)
     code, out, err = cli(
         "fit", "--init_from=best", "--data.corpus=other.txt", "--trainer.max_steps=3", "--eval_interval=3"
@@ -590,18 +593,22 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: p
 def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum: signal.Signals, verb: str) -> None:
     tokenizer = CharTokenizer.from_text("abc")
     gpt = {"vocab_size": 3, "block_size": 16, "n_layer": 6, "n_head": 8, "n_embd": 768}  # 170 MB
-    model = TinyGPT(gpt, {}, tokenizer)
-    facts = {"config": "", "global_step": 0, "val_loss": 0.0, "corpus": {"name": "", "sha256": ""}}
-    export_folder(as_checkpoint(model, facts), Path("large"))
-    write_checkpoint(import_folder(Path("large")).content, Path("large.ckpt"))
-    options = {"import": "--input_dir=large --output=made", "export": "--ckpt_path=large.ckpt --output_dir=made"}
-    command = [sys.executable, "-m", "tinygpt_pl", verb, *options[verb].split()]
+    parts = {"gpt": gpt, "optim": {}, "tokenizer": asdict(tokenizer)}
+    weights = TinyGPT(gpt, {}, tokenizer).state_dict()
+    write_checkpoint(smallest(state_dict=weights, hyper_parameters=parts), Path("large.ckpt"))
+    options = "--ckpt_path=large.ckpt --output_dir=made"
+    if verb == "import":
+        export_folder(read_checkpoint(Path("large.ckpt")), Path("large"))
+        options = "--input_dir=large --output=made"
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "tinygpt_pl", verb, *options.split()]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         while not any(path.stat().st_size for path in Path().glob("made.partial*")):
             assert process.poll() is None, "it ended before it was stopped"
+            time.sleep(0.001)  # leaves the CPU to it
         process.send_signal(signum)
     assert process.returncode == 128 + signum
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "large.ckpt"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nothing_is_written_over(cli: Run, bpe: BPETokenizer) -> None:
@@ -630,9 +637,9 @@ def test_export_and_import_start_without_lightning_and_transformers(tmp_path: Pa
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, text_file: Path) -> None:
+def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, fitted: Fitted, text_file: Path) -> None:
     """The check at iteration 0 is for fresh weights: what others have learnt can be far from ln V, on either side."""
-    cli("fit", *small(text_file))
+    fitted()
     cli("export", "--output_dir=there")
     checkpoint = import_folder(Path("there")).content
     checkpoint["state_dict"]["gpt.wte.weight"] *= 15

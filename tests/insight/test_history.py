@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.small_runs import Run, scalars, small, table
+from tests.small_runs import Fitted, Run, scalars, small, table
 from tinygpt_pl.insight.history import History, fenced, read_history, unfenced
 from tinygpt_pl.optim import scheduled_lr, warmup_cosine
 from tinygpt_pl.training.events import EventLogger
@@ -28,18 +28,18 @@ def test_a_run_is_read_back_as_it_was(cli: Run, text_file: Path, tmp_path: Path)
     assert history.finished
 
 
-def test_a_run_that_went_on_has_two_setups(cli: Run, text_file: Path, tmp_path: Path) -> None:
+def test_a_run_that_went_on_has_two_setups(cli: Run, fitted: Fitted, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    cli("fit", *small(text_file, run_dir=run))
+    fitted(run)
     cli("fit", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_steps=20")
     history = read_history(run)
     assert [(setup.start, setup.max_steps) for setup in history.setups] == [(0, 10), (10, 20)]
     assert [history.setup(it).max_steps for it in (0, 9, 10, 19)] == [10, 10, 20, 20]
 
 
-def test_a_file_that_ends_in_the_middle_of_a_row_is_read_up_to_there(cli: Run, text_file: Path, tmp_path: Path) -> None:
+def test_a_file_that_ends_in_the_middle_of_a_row_is_read_up_to_there(fitted: Fitted, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    cli("fit", *small(text_file, run_dir=run))
+    fitted(run)
     (events,) = run.glob("events.*")
     whole = events.read_bytes()
     events.write_bytes(whole[: len(whole) * 3 // 4])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import BEST, LAST, LONGER, Run, load, small, three_lines
+from tests.small_runs import BEST, LAST, LONGER, Fitted, Run, load, three_lines
 from tinygpt_pl.commands.parser import VERBS
 from tinygpt_pl.runs.checkpoint import FORMAT
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.mark.parametrize("length", [0, 1, 0.5, -1])
-def test_fault_03_a_truncated_checkpoint(cli: Run, text_file: Path, length: float) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_03_a_truncated_checkpoint(cli: Run, fitted: Fitted, length: float) -> None:
+    fitted(trainer__max_steps=4)
     whole = LAST.read_bytes()
     LAST.write_bytes(whole[: len(whole) // 2] if length == 0.5 else whole[: int(length)])
     damaged = LAST.read_bytes()
@@ -35,18 +35,18 @@ def test_fault_03_a_truncated_checkpoint(cli: Run, text_file: Path, length: floa
     assert load(LAST)["global_step"] == 6
 
 
-def test_fault_03_a_damaged_best_is_replaced(cli: Run, text_file: Path) -> None:
+def test_fault_03_a_damaged_best_is_replaced(cli: Run, fitted: Fitted) -> None:
     worse = ["--model.optim.max_lr=0.3", "--model.optim.min_lr=0.3"]
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     BEST.write_bytes(BEST.read_bytes()[:-7])
     code, out, _ = cli("fit", "--ckpt_path=last", "--trainer.max_steps=8", *worse)
     assert code == 0
     assert "best: iter 8" in out
 
 
-def test_fault_04_a_flipped_bit(cli: Run, text_file: Path) -> None:
+def test_fault_04_a_flipped_bit(cli: Run, fitted: Fitted) -> None:
     """torch loads such a file without a word."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     raw = bytearray(LAST.read_bytes())
     with zipfile.ZipFile(LAST) as archive:
         entry = max(archive.infolist(), key=lambda entry: entry.file_size if "/data/" in entry.filename else 0)
@@ -61,8 +61,8 @@ def test_fault_04_a_flipped_bit(cli: Run, text_file: Path) -> None:
 
 @pytest.mark.parametrize("version", [None, FORMAT + 1])
 @pytest.mark.parametrize("verb", ["fit", "validate", "test"])
-def test_fault_15_a_checkpoint_of_another_format(cli: Run, text_file: Path, verb: str, version: int | None) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_15_a_checkpoint_of_another_format(cli: Run, fitted: Fitted, verb: str, version: int | None) -> None:
+    fitted(trainer__max_steps=4)
     checkpoint = load(LAST)
     if version is None:
         del checkpoint["format"]
@@ -92,8 +92,8 @@ def bombs(sound: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("import", "diagnose")])
-def test_fault_16_code_in_a_checkpoint(cli: Run, text_file: Path, verb: str) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_16_code_in_a_checkpoint(cli: Run, fitted: Fitted, verb: str) -> None:
+    fitted(trainer__max_steps=4)
     for name, raw in bombs(LAST).items():
         Path(f"{name}.ckpt").write_bytes(raw)
         more = {"fit": [LONGER], "export": ["--output_dir=exported"]}.get(verb, [])
@@ -107,12 +107,12 @@ def test_fault_16_code_in_a_checkpoint(cli: Run, text_file: Path, verb: str) -> 
 
 
 def test_fault_16_code_named_in_the_settings_of_a_checkpoint(
-    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Run, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are text, but text that names a class makes the command line import its module."""
     Path("evil.py").write_text("from pathlib import Path\nPath('exploded').touch()\nclass X: ...")
     monkeypatch.syspath_prepend(str(Path().absolute()))
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     for callbacks in ("callbacks: evil.X", "callbacks: [{class_path: evil.X}]", "callbacks: {class_path: evil.X}"):
         checkpoint = load(BEST)
         checkpoint["config"] = checkpoint["config"].replace("callbacks: null", callbacks)
@@ -149,8 +149,8 @@ SPOILT: dict[str, Spoil] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_fault_03_a_checkpoint_that_was_tampered_with(cli: Run, text_file: Path, what: str) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_03_a_checkpoint_that_was_tampered_with(cli: Run, fitted: Fitted, what: str) -> None:
+    fitted(trainer__max_steps=4)
     checkpoint = load(LAST)
     SPOILT[what](checkpoint)
     torch.save(checkpoint, "spoilt.ckpt")
@@ -163,8 +163,8 @@ def test_fault_03_a_checkpoint_that_was_tampered_with(cli: Run, text_file: Path,
 
 
 @pytest.mark.parametrize("config", ["", "[1]", "a: [", "trainer: 3", "trainer: {max_steps: x}", "x: {}\ntrainer: {}"])
-def test_fault_03_settings_in_a_checkpoint_that_are_none(cli: Run, text_file: Path, config: str) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_03_settings_in_a_checkpoint_that_are_none(cli: Run, fitted: Fitted, config: str) -> None:
+    fitted(trainer__max_steps=4)
     torch.save({**load(LAST), "config": config}, "odd.ckpt")
     for verb in ("fit", "test"):
         code, _, err = cli(verb, "--ckpt_path=odd.ckpt")

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import FORKS, LONGER, RUN, Run, finish, load, run_forked, scalars, small, start, three_lines
+from tests.small_runs import (
+    FORKS,
+    LONGER,
+    RUN,
+    Fitted,
+    Run,
+    finish,
+    load,
+    run_forked,
+    scalars,
+    small,
+    start,
+    three_lines,
+)
 from tinygpt_pl.runs.folder import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -120,9 +133,9 @@ def test_a_curve_goes_back_to_where_it_was() -> None:
 
 @pytest.mark.parametrize("folder", [".", "checkpoints"])
 def test_fault_06_a_folder_that_cannot_be_written_to(
-    cli: Run, text_file: Path, folder: str, read_only: Callable[[Path], None]
+    cli: Run, fitted: Fitted, folder: str, read_only: Callable[[Path], None]
 ) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     read_only(RUN / folder)
     code, _, err = cli("fit", "--ckpt_path=last", LONGER)
     assert code == 2

@@ -1,21 +1,34 @@
 """Where a run starts: in its own folder, from another run's checkpoint, or not at all."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.small_runs import BEST, LAST, LONGER, RUN, Run, load, scalars, small, three_lines
+from tests.small_runs import (
+    BEST,
+    FORKS,
+    LAST,
+    LONGER,
+    RUN,
+    Fitted,
+    Run,
+    command,
+    finish,
+    load,
+    scalars,
+    small,
+    three_lines,
+)
 from tinygpt_pl.runs.start import Start, claim_run
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
-def test_fault_14_nothing_left_to_do(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_fault_14_nothing_left_to_do(cli: Run, fitted: Fitted) -> None:
+    fitted(trainer__max_steps=4)
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     code, out, _ = cli("fit", "--ckpt_path=last")
     assert (code, out) == (0, "nothing to do: iteration 4 is reached; a larger --trainer.max_steps goes on\n")
@@ -25,10 +38,10 @@ def test_fault_14_nothing_left_to_do(cli: Run, text_file: Path) -> None:
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
 
 
-def test_going_back_to_the_best_starts_a_branch(cli: Run, text_file: Path) -> None:
+def test_going_back_to_the_best_starts_a_branch(cli: Run, fitted: Fitted) -> None:
     """In its own folder it would write over what came after."""
     worse = ["--model.optim.max_lr=0.3", "--model.optim.min_lr=0.3"]
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     cli("fit", "--ckpt_path=last", "--trainer.max_steps=8", *worse)
     assert (load(BEST)["global_step"], load(LAST)["global_step"]) == (4, 8)
     code, _, err = cli("fit", "--ckpt_path=best", "--trainer.max_steps=6", f"--run_dir={RUN}")
@@ -46,9 +59,9 @@ def test_going_back_to_the_best_starts_a_branch(cli: Run, text_file: Path) -> No
     assert "dirpath" not in err
 
 
-def test_files_of_others_are_left_alone(cli: Run, text_file: Path) -> None:
+def test_files_of_others_are_left_alone(cli: Run, fitted: Fitted) -> None:
     """A folder called checkpoints does not make its parent a run, and a run's folder may hold other files."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     for folder in (Path("mine"), Path("mine/checkpoints"), Path("new")):
         folder.mkdir()
     others = {
@@ -65,9 +78,9 @@ def test_files_of_others_are_left_alone(cli: Run, text_file: Path) -> None:
     assert {path: path.read_text() for path in others} == others
 
 
-def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, text_file: Path) -> None:
+def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, fitted: Fitted) -> None:
     """Its checkpoint was read before its folder could be had."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     start = Start.of("last", None, "resume")
     assert cli("fit", "--ckpt_path=last", "--trainer.max_steps=8")[0] == 0
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -79,29 +92,30 @@ def test_a_run_that_goes_on_meanwhile_is_not_cut(cli: Run, text_file: Path) -> N
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_run_without_its_configuration_is_not_written_over(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file), "--run_dir=run")
+def test_a_run_without_its_configuration_is_not_written_over(cli: Run, fitted: Fitted, text_file: Path) -> None:
+    fitted("run")
     Path("run/config.yaml").unlink()
     code, _, err = cli("fit", *small(text_file), "--run_dir=run")
     assert code == 2
     assert "run holds a run already" in three_lines(err)
 
 
-OPENED = """
-import sys
-opened = []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from tinygpt_pl.commands import main
-code = main(["fit", "--ckpt_path=last", "--trainer.max_steps=12"])
-print(code, *(path for path in opened if path.endswith(".ckpt")), file=sys.stderr)
-"""
+def resume_and_list_opened(folder: Path) -> None:
+    """Resume a run, and write down each file that is opened: an audit hook stays until its process ends."""
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    try:
+        command(["fit", "--ckpt_path=last", LONGER], folder)
+    finally:
+        Path("opened").write_text("\n".join(opened))
 
 
-def test_a_run_that_resumes_reads_its_checkpoint_once(cli: Run, text_file: Path) -> None:
+def test_a_run_that_resumes_reads_its_checkpoint_once(fitted: Fitted, tmp_path: Path) -> None:
     """Settings, weights and training state are of one reading; best.ckpt is only asked for its step and its loss."""
-    cli("fit", *small(text_file, trainer__max_steps=4))
-    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
-    code, *opened = done.stderr.splitlines()[-1].split()
-    assert code == "0"
+    fitted(trainer__max_steps=4)
+    process = FORKS.Process(target=resume_and_list_opened, args=(tmp_path,))
+    process.start()
+    finish(process, tmp_path)
+    opened = [path for path in Path("opened").read_text().splitlines() if path.endswith(".ckpt")]
     assert opened.count(str(LAST)) == 1
     assert {Path(path).absolute() for path in opened} == {LAST.absolute(), BEST.absolute()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small_runs import FORKS, Run, finish, limited, small, start, three_lines
+from tests.small_runs import FORKS, Fitted, Run, finish, limited, small, three_lines
 from tinygpt_pl.system.machine import device_type, matmul_flops, multiplies_bf16
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -89,9 +89,9 @@ def short_of_memory(args: list[str]) -> None:
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell a process its size")
-def test_fault_28_out_of_memory(text_file: Path, tmp_path: Path) -> None:
+def test_fault_28_out_of_memory(fitted: Fitted, text_file: Path, tmp_path: Path) -> None:
     """The advice keeps the windows of a step."""
-    finish(start(["fit", *small(text_file, trainer__max_steps=4), "--run_dir=run"], tmp_path), tmp_path)
+    fitted("run", trainer__max_steps=4)
     before = Path("run/checkpoints/last.ckpt").read_bytes()
     big = small(text_file, data__batch_size=400_000, data__eval_iters=1)
     process = FORKS.Process(target=short_of_memory, args=(["fit", *big, "--run_dir=big"],))

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_runs import FORKS
 from tinygpt_pl.text.corpus import default_cache_dir, download, load_corpus
 from tinygpt_pl.text.tokens import prepare
 
@@ -86,12 +85,12 @@ def test_a_download_is_kept_and_not_repeated(tmp_path: Path) -> None:
 def test_processes_that_start_together_download_once(tmp_path: Path) -> None:
     path = tmp_path / "text"
     with server(BODY) as (url, asked):
-        code = f"""if True:
-            from pathlib import Path
-            from tinygpt_pl.text.corpus import download
-            download({url!r}, {SHA256!r}, Path({str(path)!r}))"""
-        processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
-        assert [process.wait(timeout=60) for process in processes] == [0] * 4
+        processes = [FORKS.Process(target=download, args=(url, SHA256, path)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=60)
+            assert process.exitcode == 0
     assert len(asked) == 1
     assert path.read_bytes() == BODY
 

@@ -26,7 +26,7 @@ def test_own_text_in_any_script_trains_scores_speaks_and_travels(cli: Run, text:
     """A network's text is UTF-8 whatever its tokens are, and losses are told per character and per byte."""
     own = Path("свой текст.txt")
     own.write_text(text, encoding="utf-8")
-    code, out, err = cli("fit", *small(own, data__tokenizer=kind, data__vocab_size=300, trainer__max_steps=30))
+    code, out, err = cli("fit", *small(own, data__tokenizer=kind, data__vocab_size=300, trainer__max_steps=8))
     assert code == 0, err
     last = load(Path("lightning_logs/version_0/checkpoints/last.ckpt"))
     code, out, err = cli("test", "--ckpt_path=last")
@@ -60,10 +60,10 @@ def test_own_text_in_any_script_trains_scores_speaks_and_travels(cli: Run, text:
     assert theirs(text[:500])["input_ids"] == module.tokenizer.encode(text[:500]).tolist()
     assert theirs.decode(theirs(text[:500])["input_ids"]) == text[:500]
 
-    code, out, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=32")
-    assert (code, table(out)[-1][0]) == (0, "32"), err
+    code, out, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=10")
+    assert (code, table(out)[-1][0]) == (0, "10"), err
     assert len(list(Path("data/tokens").glob("*.safetensors"))) == 1, "the text was encoded a second time"
-    code, _, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=34", "--data.vocab_size=500")
+    code, _, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=12", "--data.vocab_size=500")
     assert (code, "data.vocab_size has to stay 300" in err) == (2, True)
 
 

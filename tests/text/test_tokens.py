@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.reference import english
-from tests.small_runs import Run, small
+from tests.small_runs import FORKS, Run, small
+from tinygpt_pl.text import tokens
 from tinygpt_pl.text.corpus import SEPARATOR, Corpus, load_corpus
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer
 from tinygpt_pl.text.tokens import BATCH, Tokens, prepare
@@ -220,26 +220,28 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
     assert not files(tmp_path)
 
 
+def prepare_slowly(folder: Path) -> None:
+    """Prepare the text in a folder; each survey of it leaves a line and takes a second."""
+    survey = tokens.survey
+
+    def counted(*args: Any) -> Any:
+        with (folder / "surveys").open("a") as file:
+            file.write("one\n")
+        time.sleep(1)
+        return survey(*args)
+
+    pytest.MonkeyPatch().setattr(tokens, "survey", counted)
+    assert len(made(folder, load_corpus(str(folder / "text"), folder)).splits["train"].ids) == 3600 * 1000
+
+
 def test_processes_that_start_together_prepare_once(tmp_path: Path) -> None:
     """Those that wait for the first find its file, and take no second look at the text."""
-    path = tmp_path / "text"
-    path.write_text(english() * 1000)
-    code = f"""if True:
-        import time
-        from pathlib import Path
-        from tinygpt_pl.text import tokens
-        from tinygpt_pl.text.corpus import load_corpus
-        survey = tokens.survey
-        def counted(*args):
-            with open({str(tmp_path / "surveys")!r}, "a") as file:
-                file.write("one\\n")
-            time.sleep(1)
-            return survey(*args)
-        tokens.survey = counted
-        corpus = load_corpus({str(path)!r}, Path({str(tmp_path)!r}))
-        print(len(tokens.prepare(corpus, Path({str(tmp_path)!r}), 0.1, "char", 0).splits["train"].ids))"""
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert outputs == [f"{3600 * 1000}\n"] * 4
+    (tmp_path / "text").write_text(english() * 1000)
+    processes = [FORKS.Process(target=prepare_slowly, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
     assert (tmp_path / "surveys").read_text() == "one\n"
     assert len(files(tmp_path)) == 1

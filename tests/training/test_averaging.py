@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tests.small_runs import Run, assert_same, load, scalars, small, table
+from tests.small_runs import Fitted, Run, assert_same, load, scalars, small, table
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.training.averaging import Averaging
 
@@ -57,11 +57,10 @@ def test_the_average_is_that_of_all_steps(cli: Run, text_file: Path) -> None:
         assert torch.equal(checkpoint["current_model_state"][name], kept[-1][name])
 
 
-def test_a_run_with_an_average_takes_the_steps_of_one_without(cli: Run, text_file: Path) -> None:
+def test_a_run_with_an_average_takes_the_steps_of_one_without(cli: Run, fitted: Fitted) -> None:
     """Its `raw val` is the other's `val`; its own is that of the average, which `validate` and `test` find again."""
-    _, plain, _ = cli("fit", *small(text_file), "--run_dir=plain")
-    code, averaged, _ = cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
-    assert code == 0
+    plain = fitted("plain")
+    averaged = fitted("run", **AVERAGED)
     a, b = scalars(Path("plain")), scalars(Path("run"))
     assert a["train/loss"] == b["train/loss"]
     assert a["eval/val_loss"] == b["eval/raw_val_loss"]
@@ -97,9 +96,9 @@ def test_weights_of_half_precision_have_no_average(cli: Run, text_file: Path) ->
     assert "ema_decay needs weights of more digits than bf16-true" in err
 
 
-def test_a_save_in_the_middle_of_an_evaluation_changes_nothing(cli: Run, text_file: Path) -> None:
+def test_a_save_in_the_middle_of_an_evaluation_changes_nothing(cli: Run, fitted: Fitted, text_file: Path) -> None:
     save = "--trainer.callbacks=tests.training.test_averaging.SaveInside"
-    assert cli("fit", *small(text_file, **AVERAGED), "--run_dir=alone")[0] == 0
+    fitted("alone", **AVERAGED)
     assert cli("fit", *small(text_file, **AVERAGED), "--run_dir=run", save)[0] == 0
     a, b = scalars(Path("alone")), scalars(Path("run"))
     for tag in ("train/loss", "eval/val_loss", "eval/raw_val_loss"):
@@ -109,24 +108,24 @@ def test_a_save_in_the_middle_of_an_evaluation_changes_nothing(cli: Run, text_fi
         assert_same(dict(inside[key]), dict(load(LAST)[key]))
 
 
-def test_a_run_keeps_its_average_to_the_end(cli: Run, text_file: Path) -> None:
+def test_a_run_keeps_its_average_to_the_end(cli: Run, fitted: Fitted) -> None:
     """Without it, the optimizer's state would go on with weights that it does not belong to."""
-    cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
+    fitted("run", **AVERAGED)
     code, _, err = cli("fit", f"--ckpt_path={LAST}", "--ema_decay=null", "--trainer.max_steps=12")
     assert code == 2
     assert "ema_decay has to stay 0.8 in a run that goes on, got None" in err
 
 
-def test_another_run_may_start_from_the_average(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
-    code, _, err = cli("fit", *small(text_file), "--run_dir=next", f"--init_from={LAST}")
+def test_another_run_may_start_from_the_average(cli: Run, fitted: Fitted, text_file: Path) -> None:
+    fitted("run", **AVERAGED)
+    code, _, err = cli("fit", *small(text_file, trainer__max_steps=2), "--run_dir=next", f"--init_from={LAST}")
     assert code == 0, err
     assert scalars(Path("next"))["eval/val_loss"][0][1] == pytest.approx(scalars(Path("run"))["eval/val_loss"][-1][1])
 
 
 @pytest.mark.parametrize("lost", ["current_model_state", "averaging_state", "averaging_state/n_averaged"])
-def test_a_checkpoint_that_has_lost_one_of_the_two_is_damaged(cli: Run, text_file: Path, lost: str) -> None:
-    cli("fit", *small(text_file, **AVERAGED), "--run_dir=run")
+def test_a_checkpoint_that_has_lost_one_of_the_two_is_damaged(cli: Run, fitted: Fitted, lost: str) -> None:
+    fitted("run", **AVERAGED)
     checkpoint = load(LAST)
     where, _, entry = lost.partition("/")
     if entry:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
-from tests.small_runs import Run, small, table
+from tests.small_runs import FORKS, Run, small, table
+from tinygpt_pl.commands.main import main
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.training.progress import LongRunNotice, StepProgressBar
 from tinygpt_pl.windows import Batch
@@ -70,24 +72,29 @@ def test_a_run_that_is_long_for_its_evaluations_is_told_so(text_file: Path, caps
     assert "TRY THIS" not in said
 
 
+def attached(terminal: str, args: list[str], folder: Path) -> None:
+    """Run a command with this terminal for its input, its output and its errors."""
+    slave = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+    for stream in range(3):
+        os.dup2(slave, stream)
+    os.close(slave)
+    os.chdir(folder)
+    sys.exit(main(args))
+
+
 def on_a_terminal(*args: str, cwd: Path) -> str:
     """Run a command with a terminal for its output; gives all that it showed."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # 40 lines of 100 characters
-    command = [sys.executable, "-m", "tinygpt_pl", *args]
-    with subprocess.Popen(command, cwd=cwd, stdin=slave, stdout=slave, stderr=slave) as process:
-        os.close(slave)
-        shown = b""
-        while True:
-            try:
-                part = os.read(master, 65536)
-            except OSError:  # Linux says so at the end of a terminal
-                break
-            if not part:
-                break
-            shown += part
-        assert process.wait(timeout=60) == 0, shown.decode()
+    process = FORKS.Process(target=attached, args=(os.ttyname(slave), [*args], cwd))
+    process.start()
+    shown = b""
+    while process.is_alive() or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 65536)
+    os.close(slave)
     os.close(master)
+    assert process.exitcode == 0, shown.decode()
     return shown.decode()
 
 

@@ -82,7 +82,8 @@ def test_a_finding_is_told_once_though_the_run_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     cold = {"model__optim__max_lr": 1e-7, "model__optim__min_lr": 1e-8}
-    _, before, _ = cli("fit", *small(text_file, trainer__max_steps=100, model__optim__max_iters=300, **cold))
+    length = {"trainer__max_steps": 100, "model__optim__max_iters": 300, "eval_interval": 20}
+    _, before, _ = cli("fit", *small(text_file, **length, **cold))
     assert "FINDING: flat at iter 100" in before
     code, after, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=110")
     assert code == 0, err

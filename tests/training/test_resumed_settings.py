@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import DROPOUT, LAST, LONGER, Run, assert_same, outcome, scalars, signal_at, small, three_lines
+from tests.small_runs import (
+    DROPOUT,
+    LAST,
+    LONGER,
+    Fitted,
+    Run,
+    assert_same,
+    outcome,
+    scalars,
+    signal_at,
+    small,
+    three_lines,
+)
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -46,9 +58,9 @@ def test_fault_12_the_same_seed_and_another(cli: Run, text_file: Path) -> None:
         ("--ema_decay=0.9", "ema_decay has to stay None in a run that goes on, got 0.9"),
     ],
 )
-def test_fault_13_going_on_as_another_run(cli: Run, text_file: Path, option: str, named: str) -> None:
+def test_fault_13_going_on_as_another_run(cli: Run, fitted: Fitted, option: str, named: str) -> None:
     Path("other.txt").write_text("abc" * 500)
-    cli("fit", *small(text_file, trainer__max_steps=4))
+    fitted(trainer__max_steps=4)
     before = LAST.read_bytes()
     code, _, err = cli("fit", "--ckpt_path=last", option, LONGER)
     assert code == 2
@@ -81,8 +93,8 @@ def test_what_may_change_is_honoured_and_named(cli: Run, text_file: Path) -> Non
             assert rows[step] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_new_end_moves_the_schedule_and_says_so(cli: Run, text_file: Path) -> None:
-    cli("fit", *small(text_file, trainer__max_steps=4))
+def test_a_new_end_moves_the_schedule_and_says_so(cli: Run, fitted: Fitted) -> None:
+    fitted(trainer__max_steps=4)
     code, out, _ = cli("fit", "--ckpt_path=last", LONGER)
     assert code == 0
     assert out.splitlines()[:3] == [

@@ -16,6 +16,7 @@ from tests.small_runs import (
     LAST,
     MODERN,
     RUN,
+    Fitted,
     Run,
     assert_same,
     finish,
@@ -52,16 +53,14 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
     ],
 )
 def test_fault_08_and_10_stopped_anywhere_and_resumed(
-    cli: Run, text_file: Path, where: dict[str, Any], iteration: int, modern: dict[str, Any]
+    cli: Run, fitted: Fitted, text_file: Path, where: dict[str, Any], iteration: int, modern: dict[str, Any]
 ) -> None:
     """Nothing in the rest of the run shows where it was stopped, and no row of the curve is missing or there twice.
 
     In the middle of an evaluation, an average of the weights is in their place.
     """
-    options = small(text_file, **DROPOUT, **modern)
-    code, straight, _ = cli("fit", *options, "--run_dir=alone")
-    assert code == 0
-    code, _, err = cli("fit", *options, "--run_dir=run", signal_at(**where))
+    straight = fitted("alone", **DROPOUT, **modern)
+    code, _, err = cli("fit", *small(text_file, **DROPOUT, **modern), "--run_dir=run", signal_at(**where))
     assert code == 143, err
     last = Path("run/checkpoints/last.ckpt")
     assert f"stopped by SIGTERM at iteration {iteration}; go on with: " in err
@@ -83,10 +82,9 @@ def test_fault_10_stopped_and_resumed_in_another_precision(cli: Run, text_file: 
     assert_same(outcome(RUN), outcome(Path("alone")))
 
 
-def test_fault_10_stopped_twice_in_a_row(cli: Run, text_file: Path) -> None:
-    options = small(text_file, **DROPOUT)
-    cli("fit", *options, "--run_dir=alone")
-    assert cli("fit", *options, signal_at(step=2))[0] == 143
+def test_fault_10_stopped_twice_in_a_row(cli: Run, fitted: Fitted, text_file: Path) -> None:
+    fitted("alone", **DROPOUT)
+    assert cli("fit", *small(text_file, **DROPOUT), signal_at(step=2))[0] == 143
     assert cli("fit", "--ckpt_path=last", signal_at(step=4, evaluation=True))[0] == 143
     assert cli("fit", "--ckpt_path=last", signal_at(step=4, evaluation=True))[0] == 143
     assert cli("fit", "--ckpt_path=last", signal_at(step=4, micro_batch=0))[0] == 143
