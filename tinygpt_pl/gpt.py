@@ -7,11 +7,12 @@ B windows in a batch, T tokens in a window, C channels (`n_embd`), H heads, K he
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 INIT_STD = 0.02  # GPT-2, `initializer_range`
 EPSILON = 1e-5  # GPT-2, `layer_norm_epsilon`; added to a mean square before its root
@@ -298,6 +299,15 @@ class GPT(nn.Module):
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they are in modules built under it; to draw them on "meta" would import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def parameter_count(config: GPTConfig) -> int:
     """Number of parameters of a model of this shape, counted without memory for them.
 
@@ -305,7 +315,7 @@ def parameter_count(config: GPTConfig) -> int:
         ValueError: if there are more than torch can count.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             one_block = GPT(replace(config, n_layer=1))  # all blocks are alike
     except (RuntimeError, OverflowError):
         raise ValueError(f"a model with n_embd {config.n_embd} has more parameters than can be counted") from None

@@ -70,11 +70,13 @@ def making(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         os.replace(partial, path)
-    except BaseException:
+    except FileExistsError:  # another process is at work there
+        raise
+    except BaseException:  # a signal as well
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
