@@ -80,7 +80,7 @@ def recipe_callbacks(
         ValueError: for an `ema_decay` outside [0, 1).
     """
     fresh = start.kind == "scratch"
-    shorter = "--config configs/cpu.yaml takes minutes" if fresh else "fewer --trainer.max_steps help"
+    shorter = "--config cpu takes minutes" if fresh else "fewer --trainer.max_steps help"
     signals, files = StopSignals(), CheckpointFiles(start.resumed)
     record = RunRecord(run_dir, settings, data, start)
     curve = Curve(log_every_n_steps, config.peak_tflops and config.peak_tflops * 1e12, record)

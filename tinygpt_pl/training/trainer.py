@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
@@ -79,27 +79,12 @@ def make_trainer(
     Raises:
         ValueError: if Lightning cannot do what is asked for, or the processes of a run are not as many as its devices.
     """
-    fixed: dict[str, Any] = {"enable_model_summary": False, "profiler": profiler or Unprofiled()}
-    plugins = _listed(plugins)
-    for callback in recipe:
-        if isinstance(callback, Evaluation):
-            # Lightning counts micro-batches; and across epochs, of which there is one.
-            fixed |= {"val_check_interval": callback.interval * accumulate_grad_batches, "num_sanity_val_steps": 0}
-            fixed["check_val_every_n_epoch"] = None
-        elif isinstance(callback, RunRecord) and logger in (None, True):
-            logger = EventLogger(callback.run_dir, purge_step=callback.purge_step)
-        elif isinstance(callback, LastCheckpoint):
-            plugins = [callback.files, *plugins]
-    if not recipe:
-        logger, fixed["enable_checkpointing"] = False, False
     try:
         trainer = pl.Trainer(
             accelerator=accelerator,
             strategy=strategy,
             devices=devices,
             num_nodes=num_nodes,
-            logger=logger,
-            callbacks=[*recipe, *_listed(callbacks)],
             max_steps=max_steps,
             log_every_n_steps=log_every_n_steps,
             enable_progress_bar=enable_progress_bar,
@@ -107,10 +92,12 @@ def make_trainer(
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
             benchmark=benchmark,
+            profiler=profiler or Unprofiled(),
             detect_anomaly=detect_anomaly,
-            plugins=plugins,
             precision=choose_precision(precision, accelerator),
-            **fixed,
+            enable_model_summary=False,
+            callbacks=[*(recipe or _bar(enable_progress_bar)), *_listed(callbacks)],
+            **_from_recipe(recipe, accumulate_grad_batches, logger, _listed(plugins)),
         )
     except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
         raise ValueError(f"trainer: {error}") from error
@@ -118,6 +105,27 @@ def make_trainer(
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _from_recipe(recipe: Sequence[Callback], accumulate: int, logger: Any, plugins: list[Any]) -> dict[str, Any]:
+    """What the callbacks of the recipe ask of the Trainer; without them, nothing is logged or saved."""
+    if not recipe:
+        return {"logger": False, "enable_checkpointing": False, "plugins": plugins}
+    # Lightning counts micro-batches; and across epochs, of which there is one.
+    asked: dict[str, Any] = {"check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    for callback in recipe:
+        if isinstance(callback, Evaluation):
+            asked["val_check_interval"] = callback.interval * accumulate
+        elif isinstance(callback, RunRecord) and logger in (None, True):
+            logger = EventLogger(callback.run_dir, purge_step=callback.purge_step)
+        elif isinstance(callback, LastCheckpoint):
+            plugins = [callback.files, *plugins]
+    return {**asked, "logger": logger, "plugins": plugins}
+
+
+def _bar(wanted: bool | None) -> list[Callback]:
+    """The progress bar of an evaluation: Lightning's own choice would depend on whether rich is installed."""
+    return [] if wanted is False else [TQDMProgressBar()]
 
 
 def _listed(given: Any) -> list[Any]:
