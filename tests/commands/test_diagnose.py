@@ -88,6 +88,7 @@ def test_the_page_lies_beside_its_run_or_where_it_is_asked_for(
         (["run", "--output", "x.html"], "--output x.html"),
         (["run", "--report", "--output", "no/such/x.html"], "no/such/x.html cannot be the page"),
         (["run", "--raport"], "did you mean --report"),
+        (["--run_dir=run"], "all options: "),  # the folders have no option's name to be suggested
         (["foreign"], "no curve of a run"),
     ],
 )

@@ -57,6 +57,14 @@ def test_fault_04_a_flipped_bit(cli: Run, fitted: Fitted) -> None:
     code, _, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=6")
     assert code == 2
     assert f"{LAST} is damaged: the check sum of " in three_lines(err)
+    assert f"the newest sound one beside it is {BEST}, of iteration 4" in err
+    flipped = load(LAST) | {"global_step": 5}  # as if the run had trained beyond its best
+    torch.save(flipped, LAST)
+    raw = bytearray(LAST.read_bytes())
+    raw[raw.index(flipped["state_dict"]["gpt.wte.weight"].numpy().tobytes())] ^= 1
+    LAST.write_bytes(raw)
+    assert cli("fit", f"--ckpt_path={BEST}", "--trainer.max_steps=6")[0] == 0, "the way out that was offered"
+    assert load(LAST)["global_step"] == 6, "in the folder of the run"
 
 
 @pytest.mark.parametrize("version", [None, FORMAT + 1])

@@ -113,6 +113,7 @@ def test_counters_that_are_set_are_those_that_a_run_resumes_from(tmp_path: Path)
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_an_average_changes_places_with_the_weights() -> None:
     averaging = WeightAveraging()
+    assert "_device" in vars(averaging)
     internals.average_on(averaging, torch.device("cpu"))
     swapped: list[tuple[Tensor, Tensor]] = []
 
@@ -131,7 +132,7 @@ def test_sharding_is_over_all_devices() -> None:
     strategy: Any = ModelParallelStrategy()
     strategy.cluster_environment = internals.cluster_environment(pl.Trainer(**OPTIONS))
     strategy.parallel_devices = [torch.device("cpu")] * 4
-    strategy._data_parallel_size = "auto"
+    assert vars(strategy)["_data_parallel_size"] == "auto"
     internals.shard_over_all(strategy)
     assert strategy._data_parallel_size == strategy.world_size
 

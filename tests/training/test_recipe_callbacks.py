@@ -1,10 +1,14 @@
 """The callbacks of a run: their order, and that each is there when it is asked for."""
 
+from dataclasses import fields
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import yaml
 
-from tinygpt_pl import RunConfig, TextDataModule, make_trainer, recipe_callbacks
+from tests.small_runs import Fitted, assert_same, outcome
+from tinygpt_pl import RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
 from tinygpt_pl.training.averaging import Averaging
 from tinygpt_pl.training.evaluation import Evaluation, Samples
 from tinygpt_pl.training.recipe import ORDER, check_order
@@ -19,7 +23,7 @@ def data(text_file: Path, tmp_path: Path) -> TextDataModule:
 
 
 def test_each_pair_of_the_order_is_asserted(tmp_path: Path, data: TextDataModule) -> None:
-    callbacks = recipe_callbacks(tmp_path, data, RunConfig(compile=True, ema_decay=0.9))
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(compile=True, ema_decay=0.9), settings="")
     kinds = [type(callback) for callback in callbacks]
     for earlier, later, reason in ORDER:
         i, j = kinds.index(earlier), kinds.index(later)
@@ -31,12 +35,12 @@ def test_each_pair_of_the_order_is_asserted(tmp_path: Path, data: TextDataModule
 
 
 def test_what_is_not_asked_for_is_not_there(tmp_path: Path, data: TextDataModule) -> None:
-    callbacks = recipe_callbacks(tmp_path, data, RunConfig(sample_tokens=0), progress_bar=False)
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(sample_tokens=0), settings="", progress_bar=False)
     assert not any(isinstance(callback, Averaging | Samples | Compilation) for callback in callbacks)
 
 
 def test_an_evaluation_interval_is_of_optimizer_steps(tmp_path: Path, data: TextDataModule) -> None:
-    callbacks = recipe_callbacks(tmp_path, data, RunConfig(eval_interval=7))
+    callbacks = recipe_callbacks(tmp_path, data, RunConfig(eval_interval=7), settings="")
     trainer = make_trainer(callbacks, accelerator="cpu", accumulate_grad_batches=3)
     assert trainer.val_check_interval == 21
     (evaluation,) = (callback for callback in callbacks if isinstance(callback, Evaluation))
@@ -54,3 +58,25 @@ def test_an_evaluation_interval_is_of_optimizer_steps(tmp_path: Path, data: Text
 def test_a_value_below_its_least_is_refused(values: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         RunConfig(**values)  # type: ignore[arg-type]  # of mixed types
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_run_from_python_is_the_run_of_fit(fitted: Fitted) -> None:
+    """The same bits in both checkpoints, and the same curve."""
+    fitted("alone", model__gpt__dropout=0.2)
+    text = Path("alone/config.yaml").read_text()
+    settings = yaml.safe_load(text)
+    gpt, trainer = settings["model"]["gpt"], settings["trainer"]
+    config = RunConfig(**{field.name: settings[field.name] for field in fields(RunConfig)})
+    data = TextDataModule(**settings["data"], block_size=gpt["block_size"], seed=config.seed_everything)
+    data.setup()
+    pl.seed_everything(config.seed_everything, verbose=False)
+    optim = settings["model"]["optim"] | {"betas": tuple(settings["model"]["optim"]["betas"])}
+    module = TinyGPT({**gpt, "vocab_size": data.tokenizer.vocab_size}, optim, data.tokenizer)
+    Path("run").mkdir()
+    callbacks = recipe_callbacks(
+        Path("run"), data, config, settings=text, log_every_n_steps=trainer["log_every_n_steps"]
+    )
+    make_trainer(callbacks, **trainer).fit(module, data)
+    assert_same(outcome(Path("run")), outcome(Path("alone")))
+    assert Path("run/config.yaml").read_text() == text

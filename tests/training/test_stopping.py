@@ -26,6 +26,7 @@ from tests.small_runs import (
     signal_at,
     small,
     table,
+    three_lines,
     wait_for,
 )
 from tinygpt_pl.runs.checkpoint import read_checkpoint
@@ -146,3 +147,17 @@ def test_fault_09_a_signal_that_ends_the_reader_too(text_file: Path, tmp_path: P
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert read_checkpoint(LAST).iteration > 0
+
+
+def test_a_run_whose_output_nobody_takes_fails_and_says_so(text_file: Path, tmp_path: Path) -> None:
+    """As with `fit | head`: the run is cut short, which is no success; what it had saved is named."""
+    options = small(text_file, trainer__max_steps=100_000)
+    command = [sys.executable, "-m", "tinygpt_pl", "fit", *options, "--trainer.enable_progress_bar=false"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith("iter 4 "):
+            assert process.poll() is None
+        process.stdout.close()
+        assert "is safe: python -m tinygpt_pl fit --ckpt_path" in three_lines(process.stderr.read())
+        assert process.wait(timeout=60) == 1

@@ -11,7 +11,7 @@ FOLDER = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.pare
 
 
 class UnknownConfigError(ArgumentTypeError, ValueError):
-    """argparse reports the first with its message, jsonargparse the second, where a file names a configuration."""
+    """argparse prints the message of an ArgumentTypeError, and jsonargparse that of a ValueError inside a file."""
 
 
 def find_config(given: Any) -> Any:

@@ -25,7 +25,9 @@ def fit(args: Sequence[str], work: Work) -> None:
     settings, start = read_settings("fit", args)
     data = load_data(settings, start)
     run_dir, beyond = place_run(start, settings.run_dir)
-    notes = [*settings.notes, beyond, *describe(start, settings, data)]
+    if start.resumed:
+        check_run(start.resumed, data, settings.config.trainer.max_steps)
+    notes = [*settings.notes, beyond, *describe(start, settings)]
     if start.finished(settings.config.trainer.max_steps):
         print(f"nothing to do: iteration {start.iteration} is reached; a larger --trainer.max_steps goes on")
         return
@@ -50,9 +52,9 @@ def fit(args: Sequence[str], work: Work) -> None:
         elif start.checkpoint:
             module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
         check_split(data, trainer)
+        work.begin(trainer, run)
         if is_first_process():
             start.rewind(run)
-        work.begin(trainer, run)
         with lightning_running():
             trainer.fit(module, data, ckpt_path=resumed.path if resumed else None, weights_only=True)
 
@@ -80,10 +82,9 @@ def make_module(settings: Settings, data: TextDataModule, start: Start) -> TinyG
     return module
 
 
-def describe(start: Start, settings: Settings, data: TextDataModule) -> list[str]:
-    """What there is to report of how a run starts, once it is clear that it may."""
+def describe(start: Start, settings: Settings) -> list[str]:
+    """Lines that say how the run starts."""
     if start.resumed and settings.before:
-        check_run(start.resumed, data, settings.config.trainer.max_steps)
         note = f"going on from iteration {start.iteration} of {start.resumed.path}"
         return [note, *changes(start.iteration, settings.before, settings.config)]
     return [f"a new run with the weights of {start.checkpoint.path}"] if start.checkpoint else []

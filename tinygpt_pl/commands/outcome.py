@@ -58,9 +58,9 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     try:
         code = command(work) or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError as error:  # the reader of some text has seen enough; but a run has been cut short
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return work.fail(str(error)) if work.trainer else 0
     except Interrupted as stop:
         return _interrupted(stop, work)
     except Unhealthy as error:
@@ -101,7 +101,7 @@ def _interrupted(stop: Interrupted, work: Work) -> int:
 
 
 def _too_large(trainer: Any) -> str:
-    if trainer is None:
+    if trainer is None or trainer.datamodule is None:
         return "out of memory"
     advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
     return f"out of memory with {trainer.datamodule.batch_size} windows at a time; {advice}"

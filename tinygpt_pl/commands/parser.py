@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
         self.add_argument("--run_dir", type=str | None, help="folder of the run; the newest one if left out")
 
     def _suggestion(self, message: str) -> str:
-        options = [f"--{name}" for name in self.get_defaults().keys()]  # noqa: SIM118  # a Namespace's, down to the leaves
+        options = sorted(set(re.findall(r"--[\w.]+", self.format_help())))
         for word in re.findall(r"[\w.]{4,}", message):
             close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
             if close and close != [f"--{word}"]:

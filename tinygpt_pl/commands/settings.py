@@ -128,11 +128,14 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
     notes = _suit(config)
     if start.resumed and before and verb == "fit":
         check_settings(before, config)
-    chosen = parser.instantiate(config)
-    run = RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
+    chosen, run = parser.instantiate(config), _run_config(config)
     model, trainer = chosen.model, dict(chosen.trainer)
     before = before if start.resumed else None
     return Settings(parser, config, before, run, model.gpt, model.optim, dict(config.data), trainer, notes), start
+
+
+def _run_config(config: Namespace) -> RunConfig:
+    return RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
 
 
 def _folder(config: Namespace) -> Path | None:
@@ -141,10 +144,11 @@ def _folder(config: Namespace) -> Path | None:
 
 def _find_start(verb: str, config: Namespace) -> Start:
     """What a new run starts from, what a run resumes from, or what is scored."""
-    if verb != "fit" or config.ckpt_path is not None:
-        start = Start.of(config.ckpt_path, _folder(config), "resume")
-        return start if verb == "fit" else Start("resume", start.checkpoint)
-    return Start() if config.init_from is None else Start.of(config.init_from, _folder(config), "weights")
+    if verb == "fit" and config.ckpt_path is None:
+        return Start() if config.init_from is None else Start.of(config.init_from, _folder(config), "weights")
+    start = Start.of(config.ckpt_path, _folder(config), "resume")
+    untrained = start.checkpoint is not None and start.checkpoint.untrained  # it was imported: no run can resume
+    return Start("weights", start.checkpoint) if verb == "fit" and untrained else start
 
 
 def _brought(start: Start, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
@@ -197,6 +201,7 @@ def _check_values(parser: Parser, config: Namespace) -> None:
     for name, least in LOWEST.items():
         if config[name] is not None and not config[name] >= least:
             raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
+    _run_config(config)  # which checks its own
     strategy = str(config.trainer.strategy)
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise ValueError(f"trainer.strategy {strategy} keeps a run's end from its beginner; use ddp")

@@ -1,5 +1,6 @@
 """A checkpoint: what its file holds; written whole or not at all, and read as data, never as code."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -105,7 +106,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         OSError: if it cannot be opened.
     """
     with path.open("rb") as file:
-        written = path.stat().st_mtime_ns
+        written = os.fstat(file.fileno()).st_mtime_ns  # of this very file, should another take its place meanwhile
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()  # torch's own reader looks at no check sum
@@ -153,8 +154,10 @@ def _check_types(path: Path, found: Mapping[str, Any], layout: Any, where: str =
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value has a type as annotations name it."""
     origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any or (origin is Literal and value in parts):
+    if kind is Any:
         return True
+    if origin is Literal:
+        return value in parts
     if origin is dict:
         return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
     if origin is list:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tinygpt_pl.runs.checkpoint import Checkpoint, iteration_of, read_or_point
+from tinygpt_pl.runs.checkpoint import Checkpoint, read_checkpoint, read_or_point
 from tinygpt_pl.runs.folder import RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
 
 
@@ -21,14 +21,13 @@ class Start:
 
     @classmethod
     def of(cls, name: str, run_dir: Path | None, kind: Literal["weights", "resume"]) -> "Start":
-        """Read the checkpoint that `find_checkpoint` finds; one that was never trained gives its weights alone.
+        """Read the checkpoint that `find_checkpoint` finds.
 
         Raises:
             ValueError: if there is none, or it cannot be used.
             OSError: if it cannot be read.
         """
-        checkpoint = read_or_point(find_checkpoint(name, run_dir))
-        return cls("weights" if checkpoint.untrained else kind, checkpoint)
+        return cls(kind, read_or_point(find_checkpoint(name, run_dir)))
 
     @property
     def resumed(self) -> Checkpoint | None:
@@ -75,7 +74,7 @@ def place_run(start: Start, given: Path | None) -> tuple[Path | None, str]:
     own, resumed = start.run_dir, start.resumed
     if resumed and own and (given is None or given.resolve() == own.resolve()):
         last = checkpoint_path(own, "last")
-        if resumed.path.name == last.name or (reached := iteration_of(last)) <= start.iteration:
+        if resumed.path.name == last.name or (reached := _sound_iteration(last)) <= start.iteration:
             return own, ""
         beyond = f"{own} has gone on from {resumed.path} (iteration {start.iteration}) to iteration {reached}"
         if given:
@@ -86,6 +85,14 @@ def place_run(start: Start, given: Path | None) -> tuple[Path | None, str]:
         way_out = f"go on with --ckpt_path {last}" if last.exists() else "it has no checkpoint yet: delete it"
         raise ValueError(f"{given} holds a run already; {way_out}, or give another --run_dir")
     return given, ""
+
+
+def _sound_iteration(path: Path) -> int:
+    """Optimizer steps of a checkpoint; -1 if it is damaged or missing, and a run loses nothing with it."""
+    try:
+        return read_checkpoint(path).iteration
+    except (ValueError, OSError):
+        return -1
 
 
 @contextmanager

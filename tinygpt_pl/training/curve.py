@@ -50,7 +50,7 @@ class Curve(Callback):
         return {"clipped": float(self.clipped), "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore what had been counted since the last row."""
         self.clipped, self.steps = state_dict["clipped"], state_dict["steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -46,7 +46,7 @@ class Evaluation(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take it up again."""
+        """Restore the latest evaluation, and see whether the last one is still due."""
         self.evaluated, self.val_loss = checkpoint["evaluated"], checkpoint["val_loss"]
         if self.evaluated < checkpoint["global_step"] == trainer.max_steps:
             allow_steps(trainer, 1)  # until Lightning has started: with all steps taken it would not

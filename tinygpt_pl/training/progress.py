@@ -98,7 +98,7 @@ class StepProgressBar(ProgressBar):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Go back to the steps."""
+        """Count the time since the evaluation ended as part of it."""
         if self.resting:
             now = time.monotonic()
             self.evaluating, self.mark, self.resting = self.evaluating + now - self.mark, now, False
@@ -106,7 +106,7 @@ class StepProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Count the time of the step, and redraw."""
         self.loss = outputs["loss"]
         now = time.monotonic()
         self.training, self.mark = self.training + now - self.mark, now
@@ -152,7 +152,7 @@ class StepProgressBar(ProgressBar):
         self._redraw(trainer, f"evaluating {sum(sizes[:dataloader_idx]) + batch_idx + 1}/{sum(sizes)}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count it; what follows from it belongs to its time."""
+        """Count the evaluation; samples and checkpoints after it belong to its time."""
         self.evaluations += 1
         self.resting = True
 
@@ -162,7 +162,7 @@ class StepProgressBar(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the line to what is to be said of the error."""
+        """Close the bar, so that the error has a line of its own."""
         self._close()
 
     def _close(self) -> None:

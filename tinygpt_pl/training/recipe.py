@@ -59,7 +59,7 @@ def recipe_callbacks(
     config: RunConfig = RunConfig(),
     start: Start = Start(),
     *,
-    settings: str = "",
+    settings: str,
     notes: Sequence[str] = (),
     log_every_n_steps: int = 10,
     progress_bar: bool = True,
@@ -71,7 +71,7 @@ def recipe_callbacks(
         data: the text, set up.
         config: the run as a whole.
         start: what it starts from.
-        settings: all settings as YAML, for config.yaml and the checkpoints.
+        settings: all settings as YAML, as in the config.yaml of a run, for that file and the checkpoints.
         notes: lines to print above the table.
         log_every_n_steps: optimizer steps from row to row of the curve.
         progress_bar: whether to show one.

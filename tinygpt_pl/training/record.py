@@ -97,7 +97,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add it to a checkpoint, with how far the curve is."""
+        """Add the settings, the corpus and the lengths of the event files."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()

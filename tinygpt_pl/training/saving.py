@@ -130,7 +130,7 @@ class StopSignals(Callback):
 class LastCheckpoint(CheckpointCallback):
     """Keeps the newest state: saved after each evaluation, every few minutes between, and when a signal stops the run.
 
-    The wishes of all ranks are one integer each: the largest is done by all.
+    Each rank states its wish as an integer: 0 for nothing, 1 to save, a signal's number to stop. All do the largest.
     """
 
     def __init__(self, run_dir: Path, minutes: float, signals: StopSignals, files: CheckpointFiles) -> None:

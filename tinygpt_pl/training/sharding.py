@@ -22,9 +22,12 @@ NAME = "fsdp2"
 class FSDP2(ModelParallelStrategy):
     """Every rank holds a shard of every tensor, and checkpoints are those of a single device.
 
-    Lightning's own way with one file expects the optimizer's state in the order of the model's parameters, which that
-    of parameter groups is not, and goes past the plugin that reads and writes files. Hence the methods here go on with
-    `super(ModelParallelStrategy, self)`, the way of the strategies that do not shard.
+    Lightning's single-file path expects the optimizer's state in the order of the model's parameters, which is not that
+    of parameter groups, and bypasses the CheckpointIO plugin. Hence the methods here call the base strategy by
+    `super(ModelParallelStrategy, self)`.
+
+    While weights are gathered for an evaluation, callbacks may still save: torch shards them again before it gives a
+    state dict.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.guards import StepGuard
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.system.terminal import say
 from tinygpt_pl.training.torch_internals import skip_steps
@@ -43,7 +44,10 @@ def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 
 
 class DeferredGuard(Callback):
-    """Keeps failed steps on a GPU, whose optimizer then skips all later ones, until somebody reads from it anyway."""
+    """On CUDA, records a failed step on the device and has the optimizer skip all later ones.
+
+    `check_steps` raises at the next row of the curve, evaluation or save, which read from the device anyway.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the optimizer the guard's flag."""
@@ -53,6 +57,11 @@ class DeferredGuard(Callback):
         if pl_module.fused and pl_module.device.type in SKIPPING_DEVICES:
             # Muon heeds no such flag; but what it spoils is never saved.
             skip_steps(optimizer, pl_module.step_guard.defer(pl_module.device))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module as it was: the next optimizer has no flag."""
+        assert isinstance(pl_module, TinyGPT)
+        pl_module.step_guard = StepGuard()
 
 
 class Compilation(Callback):
@@ -72,9 +81,14 @@ class Compilation(Callback):
                 compiled(*batch)
         except Exception as error:  # of dynamo, inductor or a C++ compiler
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            told = f"NOTE: not compiled, since that failed: {reason[:200]}"
+            message = f"NOTE: not compiled, since that failed: {reason[:200]}"
         else:
             pl_module.compiled = compiled
-            told = f"compiled in {time.perf_counter() - start:.0f}s"
+            message = f"compiled in {time.perf_counter() - start:.0f}s"
         if trainer.is_global_zero:
-            say(told)
+            say(message)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module as it was."""
+        assert isinstance(pl_module, TinyGPT)
+        pl_module.compiled = None

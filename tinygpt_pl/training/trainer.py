@@ -129,7 +129,7 @@ def _bar(wanted: bool | None) -> list[Callback]:
 
 
 def _listed(given: Any) -> list[Any]:
-    """One of something, several of it or None, as a list."""
+    """A list of one item, of several, or empty for None."""
     return given if isinstance(given, list) else [given] if given else []
 
 
@@ -197,7 +197,7 @@ def check_split(data: TextDataModule, trainer: pl.Trainer, *, whole: bool = Fals
 
 @contextmanager
 def lightning_running() -> Iterator[None]:
-    """Turn Lightning's complaint about how it is used into `Misused`, which those know who do not import Lightning."""
+    """Raise `Misused` in place of Lightning's exception, so that `commands/outcome.py` need not import Lightning."""
     try:
         yield
     except MisconfigurationException as error:

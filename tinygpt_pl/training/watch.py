@@ -20,14 +20,16 @@ class LiveDiagnosis(Callback):
             curve: the callback that collects it; it has the rows of an evaluation before this one reads them.
         """
         self.curve = curve
-        self.told: set[str] = set()
+        self.told: set[str] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """On resume, do not repeat earlier findings."""
-        self.told = {finding.name for finding in diagnose(self.curve.history).findings}
+        if self.told is None:
+            self.told = {finding.name for finding in diagnose(self.curve.history).findings}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report what is new."""
+        assert self.told is not None
         new = [finding for finding in diagnose(self.curve.history).findings if finding.name not in self.told]
         self.told |= {finding.name for finding in new}
         if new:
