@@ -6,6 +6,7 @@ trains every run of tests/zoo.py, some fifty small ones, and prints both rates a
 """
 
 import argparse
+import multiprocessing
 import re
 import sys
 import tempfile
@@ -25,15 +26,23 @@ Row = tuple[Case, Diagnosis, set[str], float]
 
 
 def measure(cases: Sequence[Case], seed: int) -> list[Row]:
-    """Train each case, and read its curve."""
-    rows = []
+    """Train each case, as many at a time as there are CPUs, and read their curves."""
     with tempfile.TemporaryDirectory() as folder:
-        for case in tqdm(cases, unit="run", disable=not sys.stderr.isatty()):
-            start = time.perf_counter()
-            run_dir, _, said = run(case, Path(folder), {**SMALL, "seed_everything": seed})
-            live = set(re.findall(r"^FINDING: (\S+) at", said, re.MULTILINE))
-            rows.append((case, diagnose(read_history(run_dir)), live, time.perf_counter() - start))
-    return rows
+        tasks = [(case, Path(folder) / str(i), seed) for i, case in enumerate(cases)]
+        with multiprocessing.get_context("forkserver").Pool() as pool:
+            rows = pool.imap(measure_one, tasks)
+            return list(tqdm(rows, total=len(tasks), unit="run", disable=not sys.stderr.isatty()))
+
+
+def measure_one(task: tuple[Case, Path, int]) -> Row:
+    """Train a case in a folder of its own, with a seed, and read its curve."""
+    case, folder, seed = task
+    torch.set_num_threads(1)  # models this small are faster so
+    folder.mkdir()
+    start = time.perf_counter()
+    run_dir, _, said = run(case, folder, {**SMALL, "seed_everything": seed})
+    live = set(re.findall(r"^FINDING: (\S+) at", said, re.MULTILINE))
+    return case, diagnose(read_history(run_dir)), live, time.perf_counter() - start
 
 
 def named(row: Row) -> bool:
@@ -53,7 +62,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1337, help="of the runs that have none of their own")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # networks this small are faster so
     rows = measure([*BUGS, *HEALTHY], options.seed)
     print("| run | planted | findings | remarks | seconds |\n|---|---|---|---|---|")
     for row in rows:

@@ -348,6 +348,7 @@ def test_a_planted_bug_is_named_live_and_from_the_files(case: Case, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bugs_are_named_and_healthy_runs_are_not_blamed() -> None:
     """Another processor rounds in another way, which is like another seed: one run in ten may lie on the other side."""
     rows = measure([*BUGS, *HEALTHY], seed=1337)
