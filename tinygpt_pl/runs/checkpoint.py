@@ -198,7 +198,7 @@ def peek(path: Path) -> tuple[int, float]:
         return int(content["global_step"]), float(content["val_loss"])
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # as in read_checkpoint: the readers trip over such bytes in any way they like
         raise DamagedCheckpoint(f"{path} is damaged or no checkpoint") from None
 
 
