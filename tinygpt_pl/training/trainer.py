@@ -1,5 +1,6 @@
 """The Trainer: its options are the arguments of `make_trainer`, and what the recipe fixes is set there."""
 
+import atexit
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -102,6 +104,7 @@ def make_trainer(
     except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
         raise ValueError(f"trainer: {error}") from error
     check_processes(trainer)
+    atexit.register(leave_process_group)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
@@ -177,6 +180,15 @@ def check_processes(trainer: pl.Trainer) -> None:
         )
     if isinstance(environment, SLURMEnvironment):
         environment.auto_requeue = False  # which saves in mid-step; StopSignals does so between two steps
+
+
+def leave_process_group() -> None:
+    """End torch.distributed before Python shuts down, as Lightning does for NCCL alone.
+
+    A thread of gloo's that frees a tensor while Python shuts down aborts a process whose work is done (exit code 134).
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_split(data: TextDataModule, trainer: pl.Trainer, *, whole: bool = False) -> None:
