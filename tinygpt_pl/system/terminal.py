@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +26,12 @@ def say(*lines: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on the error stream, above any progress bar."""
     tqdm.write(f"WARNING: {message}", file=sys.stderr)
+
+
+def progress_bar(name: str, total: int, unit: str = "B") -> "tqdm[Any]":
+    """A bar with the time left, over bytes that are read or another unit; it stays hidden where that takes no time."""
+    seconds = 0.25 if sys.stderr.isatty() else 10.0  # from one redrawing to the next; a log file needs few
+    return tqdm(total=total, desc=name, unit=unit, unit_scale=True, delay=1.0, leave=False, mininterval=seconds)
 
 
 def fail(message: str, hint: str = "") -> None:
