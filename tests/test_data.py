@@ -71,8 +71,8 @@ def test_accumulation_changes_no_evaluation_window(text_file: Path) -> None:
 
 def test_runs_that_differ_in_their_seed_are_evaluated_on_the_same_windows(text_file: Path) -> None:
     seen = []
-    for seeds in ({"seed": 1}, {"seed": 2}, {"seed": 1, "eval_seed": 2}):
-        data = TextDataModule(str(text_file), block_size=8, batch_size=16, eval_iters=3, **seeds)
+    for seed, eval_seed in ((1, 0), (2, 0), (1, 2)):
+        data = TextDataModule(str(text_file), block_size=8, batch_size=16, eval_iters=3, seed=seed, eval_seed=eval_seed)
         data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         data.setup()
         val, train = (torch.cat([x for x, _ in windows]) for windows in data.val_dataloader())

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import lightning.pytorch as pl
 
-from tinygpt_pl.text.corpus import default_cache_dir, load_corpus
+from tinygpt_pl.text.corpus import default_cache_dir, download_path, load_corpus
 from tinygpt_pl.text.tokenizer import SMALLEST, Kind, Tokenizer
 from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
@@ -43,8 +43,8 @@ class TextDataModule(pl.LightningDataModule):
         """Check the settings; no file is touched before `setup`.
 
         Args:
-            corpus: tinyshakespeare, pydoc, or a file, a folder or a pattern such as 'texts/**/*.txt', of UTF-8; .gz and
-                .jsonl are read as what they are.
+            corpus: tinyshakespeare, pydoc, or a file, a folder or a pattern such as 'texts/**/*.txt', of UTF-8; .gz,
+                .bz2, .xz and .jsonl are read as what they are.
             field: where a record of a .jsonl file has its text.
             tokenizer: char for a token for each character that occurs, byte for one for each byte, or bpe for
                 byte-pair encoding, learnt from the training split.
@@ -115,7 +115,8 @@ class TextDataModule(pl.LightningDataModule):
                     f"least {least}: give a longer text, another val_fraction or a smaller block_size"
                 )
         if corpus.name != self.corpus:
-            self.offline_notice = f"NOTE: {self.corpus} could not be downloaded; {corpus.name} is used instead"
+            place = download_path(self.corpus, self.cache_dir)
+            self.offline_notice = f"NOTE: {self.corpus} could not be downloaded; {corpus.name} is used instead, unless you save it as {place}"
         self.corpus_name, self.corpus_place, self.corpus_note = corpus.name, corpus.place, corpus.note
         self.corpus_sha256, self.tokenizer = tokens.sha256, tokens.tokenizer
         self.splits = {name: split.ids for name, split in tokens.splits.items()}

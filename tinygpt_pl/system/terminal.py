@@ -28,10 +28,10 @@ def warn(message: str) -> None:
     tqdm.write(f"WARNING: {message}", file=sys.stderr)
 
 
-def progress_bar(name: str, total: int, unit: str = "B") -> "tqdm[Any]":
-    """A bar with the time left, over bytes that are read or another unit; it stays hidden where that takes no time."""
+def progress_bar(name: str, total: int, **options: Any) -> "tqdm[Any]":
+    """A bar with the time left, in place of any other one; it stays hidden where the work takes no time."""
     seconds = 0.25 if sys.stderr.isatty() else 10.0  # from one redrawing to the next; a log file needs few
-    return tqdm(total=total, desc=name, unit=unit, unit_scale=True, delay=1.0, leave=False, mininterval=seconds)
+    return tqdm(total=total, desc=name, delay=1.0, leave=False, position=0, mininterval=seconds, **options)
 
 
 def fail(message: str, hint: str = "") -> None:

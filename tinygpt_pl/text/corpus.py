@@ -125,7 +125,7 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None,
                 raise
             return load_corpus(offline_corpus, cache_dir, field=field)
     try:
-        files, left_out = find_files(corpus, [_cached(name, cache_dir) for name in CORPORA])
+        files, left_out = find_files(corpus, [download_path(name, cache_dir) for name in CORPORA])
     except FileNotFoundError:
         raise ValueError(f"no corpus {corpus!r}: neither a file, a folder nor one of {', '.join(CORPORA)}") from None
     if not files:
@@ -134,7 +134,7 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None,
     return Corpus(corpus, tuple(files), field, tuple(left_out))
 
 
-def _cached(name: str, cache_dir: Path) -> Path:
+def download_path(name: str, cache_dir: Path) -> Path:
     """Where the download of a corpus lies."""
     return cache_dir / f"{name}.txt"
 
@@ -164,7 +164,7 @@ def _fetch(url: str, sha256: str, path: Path) -> bytes:
 
 
 def _tinyshakespeare(cache_dir: Path) -> Path:
-    path = _cached("tinyshakespeare", cache_dir)
+    path = download_path("tinyshakespeare", cache_dir)
     sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     if not path.exists():
         download(

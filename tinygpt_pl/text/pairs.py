@@ -41,7 +41,7 @@ def learn_pairs(texts: Iterable[str], vocab_size: int) -> str:
                 for text in texts:
                     raw = text.encode()
                     pipe.write(len(raw).to_bytes(SIZE) + raw)
-            with progress_bar("learning byte pairs", vocab_size, "") as bar:
+            with progress_bar("learning byte pairs", vocab_size) as bar:
                 for line in child.stderr:
                     if line.startswith(b'{"stage":"Compute merges"'):
                         bar.update(json.loads(line)["current"] - bar.n)

@@ -34,6 +34,9 @@ FORMAT = 1
 DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32}
 """Names of safetensors for the kinds of numbers that ids are kept as, smallest first."""
 
+BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
+"""What a bar of progress counts."""
+
 BATCH = 2**20  # characters that are encoded at a time
 
 CHECKED = ".checked"
@@ -101,7 +104,7 @@ def prepare(
 
     def write(file: BinaryIO) -> None:
         """Read the text once to know it, and once more to encode it; a third time between to learn byte pairs."""
-        with progress_bar(f"preparing {corpus.name}", passes * corpus.size) as bar:
+        with progress_bar(f"preparing {corpus.name}", passes * corpus.size, **BYTES) as bar:
             text = survey(corpus, bar.update)
             boundary = int(text.length * (1 - val_fraction))
             if known is None:
@@ -290,7 +293,7 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
     if record.exists() and record.read_bytes() == now:
         return
     crc = 0
-    with path.open("rb") as file, progress_bar(f"checking {path.name}", status.st_size) as bar:
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", status.st_size, **BYTES) as bar:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         for block in iter(partial(file.read, BATCH), b""):
             crc = zlib.crc32(block, crc)
