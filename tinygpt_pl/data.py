@@ -115,8 +115,8 @@ class TextDataModule(pl.LightningDataModule):
                     f"least {least}: give a longer text, another val_fraction or a smaller block_size"
                 )
         if corpus.name != self.corpus:
-            place = download_path(self.corpus, self.cache_dir)
-            self.offline_notice = f"NOTE: {self.corpus} could not be downloaded; {corpus.name} is used instead, unless you save it as {place}"
+            asked = f"{self.corpus} could not be downloaded; save it as {download_path(self.corpus, self.cache_dir)}"
+            self.offline_notice = f"NOTE: {asked} to train on it. {corpus.name} is used instead"
         self.corpus_name, self.corpus_place, self.corpus_note = corpus.name, corpus.place, corpus.note
         self.corpus_sha256, self.tokenizer = tokens.sha256, tokens.tokenizer
         self.splits = {name: split.ids for name, split in tokens.splits.items()}

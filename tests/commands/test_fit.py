@@ -282,8 +282,8 @@ def test_a_start_far_from_a_uniform_guess_stops_the_run(
 def test_without_a_network_the_stand_in_is_named_everywhere(cli: Run) -> None:
     code, out, _ = cli("fit", *small(Path("tinyshakespeare"), trainer__max_steps=2))
     assert code == 0
-    notice = "NOTE: tinyshakespeare could not be downloaded; pydoc is used instead"
-    notice += f", unless you save it as {Path('data/tinyshakespeare.txt')}"
+    place = Path("data/tinyshakespeare.txt")
+    notice = f"NOTE: tinyshakespeare could not be downloaded; save it as {place} to train on it. pydoc is used instead"
     assert out.splitlines()[0] == out.splitlines()[-1] == notice
     config = (RUN / "config.yaml").read_text()
     assert notice in config
