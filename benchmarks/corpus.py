@@ -30,7 +30,7 @@ from tinygpt_pl.windows import gather, window_starts
 WINDOWS, LENGTH = 64, 256  # of base.yaml
 
 PREPARE = """if True:
-    import os, re, sys, time
+    import os, re, resource, sys, time
     from pathlib import Path
     from tinygpt_pl.text.corpus import load_corpus
     from tinygpt_pl.text.tokens import prepare
@@ -40,8 +40,9 @@ PREPARE = """if True:
     start = time.perf_counter()
     prepare(corpus, Path(cache), 0.1, kind, 4096)
     seconds = time.perf_counter() - start
-    largest = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-    print(corpus.size / 1e6 / seconds, int(largest) / 1e3)"""
+    own = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+    learner = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of byte pairs
+    print(corpus.size / 1e6 / seconds, max(int(own), learner) / 1e3)"""
 
 
 def write_text(path: Path, gigabytes: float) -> None:

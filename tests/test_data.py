@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.windows import STREAMS, FixedWindows, TrainingWindows, even_pass, full_pass, gather, window_starts
@@ -66,6 +67,43 @@ def test_accumulation_changes_no_evaluation_window(text_file: Path) -> None:
     assert not torch.equal(val, train)
     assert torch.equal(val, accumulated[0])
     assert torch.equal(train, accumulated[1])
+
+
+def test_runs_that_differ_in_their_seed_are_evaluated_on_the_same_windows(text_file: Path) -> None:
+    seen = []
+    for seed, eval_seed in ((1, 0), (2, 0), (1, 2)):
+        data = TextDataModule(str(text_file), block_size=8, batch_size=16, eval_iters=3, seed=seed, eval_seed=eval_seed)
+        data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        data.setup()
+        val, train = (torch.cat([x for x, _ in windows]) for windows in data.val_dataloader())
+        seen.append((val, train, next(iter(data.train_dataloader()))[0]))
+    one, two, other = seen
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[2], two[2]), "training has the same windows with another seed"
+    assert not torch.equal(one[0], other[0])
+    assert torch.equal(one[2], other[2])
+
+
+class LateCopies(TorchFunctionMode):
+    """Devices that, unless they block, copy once `to` has returned; by then, the memory is used for something else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.to:
+            return func(*args, **(kwargs or {}))
+        copy = args[0].clone()
+        return copy.fill_(-1) if kwargs["non_blocking"] else copy
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "cpu"])
+def test_windows_are_whole_on_devices_that_copy_late(device: str) -> None:
+    """As Apple GPUs do; CUDA takes a copy of its own before it returns, and is not waited for."""
+    with LateCopies():
+        x, y = gather(np.arange(100), np.array([0, 50, 91]), 8, torch.device(device))
+        late, _ = gather(np.arange(100), np.array([0]), 8, torch.device("cuda"))
+    assert x.tolist() == [list(range(i, i + 8)) for i in (0, 50, 91)]
+    assert torch.equal(y, x + 1)
+    assert late.tolist() == [[-1] * 8]
 
 
 def test_a_later_start_continues_the_same_sequence() -> None:
@@ -168,7 +206,14 @@ def test_fault_21_a_split_without_room_for_a_window(tmp_path: Path, split: str, 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"batch_size": 0}, {"eval_iters": -1}, {"val_fraction": 0.0}, {"val_fraction": 1.0}, {"eval_coverage": "half"}],
+    [
+        {"batch_size": 0},
+        {"eval_iters": -1},
+        {"val_fraction": 0.0},
+        {"val_fraction": 1.1},
+        {"eval_coverage": "half"},
+        {"eval_seed": -1},
+    ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):

@@ -1,5 +1,6 @@
 """`python -m tinygpt_pl`, and the command `tinygpt`."""
 
+import gc
 import sys
 
 
@@ -11,6 +12,8 @@ def main() -> int:
         return run()
     except KeyboardInterrupt:  # before there is anything to save, while the libraries are imported for instance
         return 130
+    finally:
+        gc.freeze()  # else Python's end looks at each object of torch and Lightning, which takes seconds
 
 
 if __name__ == "__main__":

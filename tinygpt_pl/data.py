@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import lightning.pytorch as pl
 
-from tinygpt_pl.text.corpus import default_cache_dir, load_corpus
+from tinygpt_pl.text.corpus import default_cache_dir, download_path, load_corpus
 from tinygpt_pl.text.tokenizer import SMALLEST, Kind, Tokenizer
 from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
@@ -19,8 +19,8 @@ Coverage = Literal["sampled", "full"]
 class TextDataModule(pl.LightningDataModule):
     """A text, its vocabulary, its two contiguous splits, and windows of them.
 
-    `setup` fills `tokenizer`, `splits`, `corpus_name`, `corpus_sha256` and `tokens_per`; it runs once and needs no
-    Trainer. The loaders do.
+    `setup` fills `tokenizer`, `splits`, `characters`, `corpus_name`, `corpus_place`, `corpus_note`, `corpus_sha256` and
+    `tokens_per`; it runs once and needs no Trainer. The loaders do.
     """
 
     def __init__(
@@ -36,14 +36,15 @@ class TextDataModule(pl.LightningDataModule):
         val_fraction: float = 0.1,
         cache_dir: str | None = None,
         offline_corpus: str | None = "pydoc",
+        eval_seed: int = 1337,
         seed: int = 1337,
         known: Tokenizer | None = None,
     ) -> None:
         """Check the settings; no file is touched before `setup`.
 
         Args:
-            corpus: tinyshakespeare, pydoc, or a file, a folder or a pattern such as 'texts/**/*.txt', of UTF-8; .gz and
-                .jsonl are read as what they are.
+            corpus: tinyshakespeare, pydoc, or a file, a folder or a pattern such as 'texts/**/*.txt', of UTF-8; .gz,
+                .bz2, .xz and .jsonl are read as what they are.
             field: where a record of a .jsonl file has its text.
             tokenizer: char for a token for each character that occurs, byte for one for each byte, or bpe for
                 byte-pair encoding, learnt from the training split.
@@ -54,10 +55,11 @@ class TextDataModule(pl.LightningDataModule):
                 of the validation split once, and as many of the training split, evenly spaced.
             eval_iters: batches, each as large as that of an optimizer step, that a sampled evaluation averages in each
                 split.
-            val_fraction: share of the text, at its end, that is kept for validation.
+            val_fraction: share of the text, at its end, that is kept for validation; 1 lets test score all of a text.
             cache_dir: where downloads and token files are kept; $TINYGPT_CACHE or else data if left out.
             offline_corpus: what to train on where a download fails; null stops instead.
-            seed: of the windows.
+            eval_seed: of the windows of sampled evaluations, so that runs that differ in their seed compare.
+            seed: of the windows of training.
             known: a tokenizer of this kind to use instead of making one of the text.
 
         Raises:
@@ -67,23 +69,31 @@ class TextDataModule(pl.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):
             if value < 1:
                 raise ValueError(f"{name} has to be at least 1, got {value}")
+        if not 0 <= eval_seed < 2**64:
+            raise ValueError(f"eval_seed must be at least 0 and below 2**64, got {eval_seed}")
         if vocab_size < SMALLEST and known is None:
             raise ValueError(f"vocab_size has to be at least {SMALLEST}, got {vocab_size}")
         for name, word, kind in (("eval_coverage", eval_coverage, Coverage), ("tokenizer", tokenizer, Kind)):
             if word not in get_args(kind):
                 raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {word!r}")
-        if not 0.0 < val_fraction < 1.0:
-            raise ValueError(f"val_fraction has to lie between 0 and 1, got {val_fraction}")
+        if not 0.0 < val_fraction <= 1.0:
+            raise ValueError(f"val_fraction must be above 0 and at most 1, got {val_fraction}")
         self.corpus, self.field, self.offline_corpus = corpus, field, offline_corpus
         self.kind, self.vocab_size, self._known = tokenizer, vocab_size, known
         self.block_size, self.batch_size, self.eval_iters = block_size, batch_size, eval_iters
-        self.eval_coverage, self.val_fraction, self.seed = eval_coverage, val_fraction, seed
+        self.eval_coverage, self.val_fraction = eval_coverage, val_fraction
+        self.eval_seed, self.seed = eval_seed, seed
         self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else default_cache_dir()
         self.splits: dict[str, Ids] = {}
+        self.characters: dict[str, int] = {}
         self.tokens_per: dict[str, float] = {}
+        self.offline_notice = ""
+        """What must be said if another corpus is used for one that could not be downloaded."""
 
     def setup(self, stage: str | None = None) -> None:
         """Have the text encoded, which happens once, and cut in two: the last characters are for validation.
+
+        The stage `test` looks at the validation split alone, and a window may be as short as that.
 
         Raises:
             ValueError: if the text is unfit, has something in it that the tokenizer does not know, or if one of its
@@ -97,24 +107,23 @@ class TextDataModule(pl.LightningDataModule):
         corpus = load_corpus(self.corpus, self.cache_dir, offline, self.field)
         tokens = prepare(corpus, self.cache_dir, self.val_fraction, self.kind, self.vocab_size, self._known)
         total = sum(len(split.ids) for split in tokens.splits.values())
-        for name, split in tokens.splits.items():
-            if len(split.ids) <= self.block_size:
+        needed = {"val": 2} if stage == "test" else dict.fromkeys(tokens.splits, self.block_size + 1)
+        for name, least in needed.items():
+            if (found := len(tokens.splits[name].ids)) < least:
                 raise ValueError(
-                    f"the {name} split of {corpus.name!r} has {len(split.ids)} of its {total} tokens, but a window "
-                    f"needs at least {self.block_size + 1}: give a longer text, another val_fraction or a smaller "
-                    "block_size"
+                    f"the {name} split of {corpus.name!r} has {found} of its {total} tokens, but a window needs at "
+                    f"least {least}: give a longer text, another val_fraction or a smaller block_size"
                 )
-        self.corpus_name, self.corpus_sha256, self.tokenizer = corpus.name, tokens.sha256, tokens.tokenizer
-        self.splits, val = {name: split.ids for name, split in tokens.splits.items()}, tokens.splits["val"]
+        if corpus.name != self.corpus:
+            asked = f"{self.corpus} could not be downloaded; save it as {download_path(self.corpus, self.cache_dir)}"
+            self.offline_notice = f"NOTE: {asked} to train on it. {corpus.name} is used instead"
+        self.corpus_name, self.corpus_place, self.corpus_note = corpus.name, corpus.place, corpus.note
+        self.corpus_sha256, self.tokenizer = tokens.sha256, tokens.tokenizer
+        self.splits = {name: split.ids for name, split in tokens.splits.items()}
+        self.characters = {name: split.characters for name, split in tokens.splits.items()}
+        val = tokens.splits["val"]
         # Of the validation split, in whose loss tokenizers are compared.
         self.tokens_per = {"character": len(val.ids) / val.characters, "byte": len(val.ids) / val.bytes}
-
-    @property
-    def offline_notice(self) -> str:
-        """What has to be said if another corpus stands in for one that could not be downloaded, else nothing."""
-        if self.corpus_name == self.corpus:
-            return ""
-        return f"NOTE: {self.corpus} could not be downloaded; {self.corpus_name} is used instead"
 
     @property
     def _context(self) -> pl.Trainer:
@@ -159,7 +168,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer, ids = self._context, self.splits[split]
         # An evaluation batch is as large as an optimizer step's, so that accumulation changes no estimate.
         count = self.eval_iters * self.windows_per_step(trainer)
-        starts = window_starts(self.seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
+        starts = window_starts(self.eval_seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
         return FixedWindows(
             ids,
             [

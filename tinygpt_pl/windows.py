@@ -44,7 +44,9 @@ def shares(starts: npt.NDArray[np.int64], batch_size: int, rank: int, world_size
 def gather(ids: Ids, starts: npt.NDArray[np.int64], length: int, device: torch.device = CPU) -> Batch:
     """Cut windows of `length` tokens, and the same windows one token later."""
     windows = sliding_window_view(ids, length + 1)[starts].astype(np.int64)  # (B, T + 1)
-    idx = torch.from_numpy(windows).to(device, non_blocking=True)
+    # CUDA copies pageable memory to a buffer of its own before it returns. Elsewhere, as on Apple GPUs
+    # (https://github.com/pytorch/pytorch/issues/83015), the copy may still read memory that has been reused by then.
+    idx = torch.from_numpy(windows).to(device, non_blocking=device.type == "cuda")
     return idx[:, :-1], idx[:, 1:]
 
 

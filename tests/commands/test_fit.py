@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.small_runs import RUN, Fitted, Run, load, scalars, shell, small, table
+from tests.small_runs import RUN, Fitted, Run, load, scalars, shell, signal_at, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, warmup_cosine
 from tinygpt_pl.commands import fit
 from tinygpt_pl.training import trainer
@@ -282,11 +282,16 @@ def test_a_start_far_from_a_uniform_guess_stops_the_run(
 def test_without_a_network_the_stand_in_is_named_everywhere(cli: Run) -> None:
     code, out, _ = cli("fit", *small(Path("tinyshakespeare"), trainer__max_steps=2))
     assert code == 0
-    notice = "NOTE: tinyshakespeare could not be downloaded; pydoc is used instead"
+    place = Path("data/tinyshakespeare.txt")
+    notice = f"NOTE: tinyshakespeare could not be downloaded; save it as {place} to train on it. pydoc is used instead"
     assert out.splitlines()[0] == out.splitlines()[-1] == notice
     config = (RUN / "config.yaml").read_text()
     assert notice in config
     assert "corpus: pydoc" in config
+    code, out, _ = cli("fit", "--ckpt_path=last", "--trainer.max_steps=6", signal_at(step=4, signum=2))
+    assert code == 130
+    assert out.splitlines()[0] == out.splitlines()[-1] == notice
+    assert (RUN / "config.yaml").read_text().splitlines()[1] == f"# {notice}"
     text = EventAccumulator(str(RUN)).Reload().Tensors("config/text_summary")[0]
     assert notice.encode() in text.tensor_proto.string_val[0]
 

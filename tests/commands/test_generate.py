@@ -73,6 +73,8 @@ def test_a_prompt_from_a_file_and_from_the_standard_input(cli: Run, monkeypatch:
     assert cli(*options, "--prompt_file=prompt.txt")[1] == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the box ")))
     assert cli(*options, "--prompt_file=-")[1] == wanted
+    Path("marked.txt").write_text("\ufeffthe box ")
+    assert cli(*options, "--prompt_file=marked.txt")[1] == wanted
 
 
 @pytest.mark.usefixtures("trained")

@@ -46,7 +46,8 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.precision=7"], "precision"),
         (["--data.batch_size=0"], "batch_size has to be at least 1, got 0"),
         (["--data.corpus=nowhere.txt"], "no corpus 'nowhere.txt'"),
-        (["--data.corpus=.."], "a window needs at least 257"),
+        (["--data.corpus=../settings"], "there is no file in it but settings"),
+        (["--data.corpus=../few.txt"], "a window needs at least 257"),
         (["--data.offline_corpus=null"], "could not be downloaded.*save it as data/tinyshakespeare.txt"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--config=../broken.yaml"], "config"),
@@ -61,6 +62,9 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_fault_25_a_mistake_costs_three_lines_and_exit_code_2(
     cli: Run, tmp_path: Path, options: list[str], named: str
 ) -> None:
+    (tmp_path / "few.txt").write_text("few")
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "a.yaml").touch()
     (tmp_path / "broken.yaml").write_text("trainer: [3")
     (tmp_path / "unknown.yaml").write_text("model: {gpt: {n_layers: 3}}")
     (tmp_path / "null.yaml").write_text("data: {batch_size: null}")

@@ -181,6 +181,46 @@ def test_files_of_several_kinds_are_one_corpus(tmp_path: Path) -> None:
     assert load_corpus(str(tmp_path), tmp_path, field="body").text == "one\n\n\ntwo\n\nthree\n\nfour"
 
 
+def test_each_file_is_taken_once_however_links_lead_to_it(tmp_path: Path) -> None:
+    texts, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    (texts / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path, text in ((texts / "a.txt", "1"), (texts / "sub" / "b.txt", "2"), (elsewhere / "c.txt", "3")):
+        path.write_text(text)
+    (texts / "self").symlink_to(".")
+    (texts / "sub" / "up").symlink_to("..")
+    (texts / "z.txt").symlink_to("a.txt")
+    os.link(texts / "a.txt", texts / "sub" / "hard.txt")
+    (texts / "there").symlink_to(elsewhere)
+    (texts / "gone.txt").symlink_to("nowhere")
+    for corpus in (texts, texts / "**" / "*.txt", texts / "**"):
+        assert load_corpus(str(corpus), tmp_path).text == "1\n\n2\n\n3", corpus
+    assert load_corpus(str(texts / "*" / "*.txt"), tmp_path).text == "1\n\n2\n\n3"
+
+
+def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
+    cache = tmp_path / "data"
+    for name in (
+        *("a.txt", "data/b.txt"),
+        *("tiny.yaml", "other.yml", "gpt2.ckpt", "data/tinyshakespeare.txt", "data/tokens/a.safetensors"),
+        *("data/tokens/a.safetensors.checked", "runs/x/events.out.tfevents.1", "runs/x/notes.txt", "x.ckpt.partial"),
+        *("my-gpt/model.safetensors", "my-gpt/config.json", "model.safetensors"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    found = load_corpus(str(tmp_path), cache)
+    assert found.text == "a.txt\n\ndata/b.txt"
+    assert found.note.startswith(f"NOTE: no text of '{tmp_path}', but settings or output: ")
+    assert load_corpus(str(tmp_path / "**" / "*"), cache).text.split("\n\n") == sorted(
+        ["a.txt", "data/b.txt", "other.yml", "tiny.yaml"]
+    )
+    assert load_corpus(str(cache), cache).text == "data/b.txt\n\ndata/tinyshakespeare.txt"
+    assert load_corpus(str(tmp_path / "tiny.yaml"), cache).text == "tiny.yaml"
+    with pytest.raises(ValueError, match=r"there is no file in it but settings or output of this program, as "):
+        load_corpus(str(tmp_path / "*.ckpt"), cache)
+
+
 def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="cannot be read twice"):

@@ -1,10 +1,15 @@
 """Files as text: what is taken as it is, what is left out, and what is refused."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,7 +18,7 @@ from tests.reference import english
 from tests.small_runs import LAST, Run, small
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.text.corpus import BLOCK, read_texts
-from tinygpt_pl.text.tokenizer import BPETokenizer
+from tinygpt_pl.text.tokenizer import BPETokenizer, CharTokenizer
 
 
 def read(path: Path, field: str = "text") -> list[str]:
@@ -21,7 +26,7 @@ def read(path: Path, field: str = "text") -> list[str]:
     return ["".join(pieces) for pieces in read_texts(path, field, lambda count: None)]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=50), st.integers(1, 10_000))
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=50), st.integers(1, 10_000))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 def test_a_file_is_read_as_it_is_however_its_characters_lie_in_the_blocks(
     tmp_path: Path, text: str, times: int
@@ -82,8 +87,81 @@ def test_progress_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
 def test_a_damaged_compressed_file_is_refused(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(spoil(gzip.compress(english().encode())))
-    with pytest.raises(ValueError, match=r"a\.gz is damaged or not compressed by gzip"):
+    with pytest.raises(ValueError, match=r"a\.gz is damaged or not compressed as its name says"):
         read(path)
+
+
+@pytest.mark.parametrize(("end", "compress"), [("GZ", gzip.compress), ("bz2", bz2.compress), ("Xz", lzma.compress)])
+def test_the_end_of_a_name_says_how_a_file_is_compressed(
+    tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
+) -> None:
+    text, path = english(3 * BLOCK), tmp_path / f"a.txt.{end}"
+    raw = compress(text.encode())
+    path.write_bytes(raw)
+    assert read(path) == [text]
+    (tmp_path / f"b.JSONL.{end}").write_bytes(compress(b'{"text": "one"}'))
+    assert read(tmp_path / f"b.JSONL.{end}") == ["one"]
+    for spoilt in (raw[: len(raw) // 2], raw[:40] + bytes(8) + raw[48:], b"no"):
+        path.write_bytes(spoilt)
+        with pytest.raises(ValueError, match="is damaged or not compressed as its name says"):
+            read(path)
+
+
+SMALL = CharTokenizer.from_text(english()).encode(english()).astype(np.uint8)
+RUSSIAN = "Все счастливые семьи похожи друг на друга.\n" * 9  # noqa: RUF001  # it is meant to be in another script
+ARCHIVE = io.BytesIO()
+with tarfile.open(fileobj=ARCHIVE, mode="w") as archive:
+    archive.add(__file__)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "what"),
+    [
+        ("a.txt", english().encode("utf-16"), r"text in UTF-16, .*; .* iconv -f UTF-16 "),
+        ("a.txt", english().encode("utf-16-le"), r"text in UTF-16LE, .* iconv -f UTF-16LE "),
+        ("a.txt", RUSSIAN.encode("utf-16-be"), "text in UTF-16BE"),
+        ("a.txt", english().encode("utf-32-le"), "text in UTF-32LE"),
+        ("train.bin", SMALL.astype(np.uint16).tobytes(), "binary"),
+        ("train.bin", SMALL.tobytes(), "binary"),
+        ("train.bin", SMALL.astype(np.int64).tobytes(), "binary"),
+        ("train.bin", (SMALL.astype(np.uint16) * 700).tobytes(), "binary"),
+        ("a.txt", gzip.compress(b"text"), r"compressed by gzip, .* let its name end in .gz"),
+        ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00\x59", r"compressed by zstd, .* zstd -d"),
+        ("a.zip", b"PK\x03\x04\x14\x00\x00\x00", "a zip archive"),
+        ("a.tar", ARCHIVE.getvalue(), "a tar archive"),
+        ("a.tar.gz", gzip.compress(ARCHIVE.getvalue()), "a tar archive"),
+        ("a.json", b'\n[{"text": "one"}]', r"a JSON array, .* jq -c"),
+        ("a.JSON.gz", gzip.compress(b'[{"text": "one"}]'), "a JSON array"),
+        ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
+        ("a.rtf", b"{\\rtf1\\ansi Hello}", "an RTF document"),
+        ("a.parquet", b"PAR1\x15\x04\x15\xae", "a Parquet file"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image"),
+        ("a.npy", b"\x93NUMPY\x01\0v\0{'descr'", "a NumPy array"),
+        ("a.safetensors", (60).to_bytes(8, "little") + b'{"w":{"dtype":"F32"}}', "a safetensors file"),
+    ],
+)
+def test_what_is_not_text_is_refused_with_what_it_is(tmp_path: Path, name: str, raw: bytes, what: str) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{name} is {what}"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one\0two\0three\0" * 50,
+        "\x1b[31mred\x1b[0m and \x1b[1mbold\x1b[0m\n" * 50,
+        "page\fpage\f" * 50,
+        '["a list", "of words"]\n',
+        RUSSIAN,
+        "話說天下大勢" * 99,
+        "%PD",
+        "PAR1 is a word\n",
+    ],
+)
+def test_what_only_looks_odd_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert read(tmp_path / "a.txt") == [text]
 
 
 def test_records_have_their_text_in_a_field(tmp_path: Path) -> None:

@@ -1,12 +1,21 @@
 """Text and ids."""
 
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
 from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from tests.reference import english
+from tinygpt_pl.system import terminal
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -43,6 +52,38 @@ def test_pairs_are_learnt_from_the_text_and_no_more_than_there_are() -> None:
     assert len(BPE.encode(english())) < 0.6 * len(english())
     poor = BPETokenizer.from_texts(["abababab"], 1000)
     assert poor.vocab_size < 270, "a pair that occurs once is no token"
+
+
+WORD = "".join(random.Random(1).choices("etaoinshrdlu", k=300_000))
+"""Without a blank, which takes the library many seconds."""
+
+
+def test_ctrl_c_is_heard_while_pairs_are_learnt() -> None:
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        BPETokenizer.from_texts([WORD], 1000)
+    assert time.monotonic() - start < 3
+
+
+def test_learning_pairs_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[float] = []
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        def update(self, n: float = 1) -> None:
+            super().update(n)
+            counts.append(self.n)
+
+    monkeypatch.setattr(terminal, "tqdm", Bar)
+    assert BPETokenizer.from_texts([WORD[:2000]], 300).vocab_size == 300
+    assert sorted(counts) == counts
+    assert len(counts) > 40
+
+
+def test_a_library_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(ValueError, match="byte pairs could not be learnt"):
+        BPETokenizer.from_texts([WORD], 300)
 
 
 def test_several_texts_at_once_are_each_encoded_as_if_alone() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from tests.small_runs import FORKS, Run, small
 from tinygpt_pl.text import tokens
 from tinygpt_pl.text.corpus import SEPARATOR, Corpus, load_corpus
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer
-from tinygpt_pl.text.tokens import BATCH, Tokens, prepare
+from tinygpt_pl.text.tokens import BATCH, CHECKED, Tokens, prepare
 
 GREEK = "Ἐν ἀρχῇ ἦν ὁ λόγος, καὶ ὁ λόγος ἦν πρὸς τὸν θεόν. "
 
@@ -97,11 +98,13 @@ def test_a_token_file_is_made_once_and_anew_when_text_or_tokenizer_change(tmp_pa
     assert prepare(load_corpus(str(path), tmp_path), tmp_path, 0.2, "char", 0).splits["val"].characters == 800
 
 
-def test_a_token_file_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
-    """As in a cache that others keep; a lock would be a file, too."""
+def test_a_token_file_is_used_where_nothing_can_be_written(tmp_path: Path, read_only: Callable[[Path], None]) -> None:
+    """As in a cache that others keep; a lock and the record of a check would be files, too."""
     made(tmp_path, english())
     (file,) = files(tmp_path)
-    Path(f"{file}.lock").unlink()
+    for end in (".lock", CHECKED):
+        Path(f"{file}{end}").unlink()
+    read_only(file.parent)
     made(tmp_path, english())
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
@@ -168,6 +171,53 @@ def test_fault_23_a_truncated_or_foreign_file_is_refused(tmp_path: Path, spoil: 
     assert decoded(made(tmp_path, english())) == english()
 
 
+def test_damage_anywhere_in_a_file_is_found(tmp_path: Path) -> None:
+    """A byte of the body or of the metadata."""
+    text = english()
+    made(tmp_path, text)
+    (path,) = files(tmp_path)
+    raw = path.read_bytes()
+    for at in range(0, len(raw), 97):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        with pytest.raises(ValueError, match="delete it, and it is made again"):
+            made(tmp_path, text)
+    path.write_bytes(raw)
+    assert decoded(made(tmp_path, text)) == text
+
+
+def test_a_file_is_checked_once_for_each_of_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, english())
+    (path,) = files(tmp_path)
+    checked: list[int] = []
+    completed = tokens._completed
+
+    def counted(crc: int, facts: dict[str, Any]) -> str:
+        checked.append(crc)
+        return completed(crc, facts)
+
+    monkeypatch.setattr(tokens, "_completed", counted)
+    made(tmp_path, english())
+    assert checked == []
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # another time of change alone
+    for _ in range(2):
+        made(tmp_path, english())
+    assert len(checked) == 1
+
+
+def test_a_file_of_an_earlier_version_has_no_check_sum_and_stays_in_use(tmp_path: Path) -> None:
+    before = made(tmp_path, english())
+    (path,) = files(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "CHECK_SUM", "another_fact")  # which that version did not know
+        path.unlink()
+        made(tmp_path, english())
+    raw = path.read_bytes()
+    assert b"check_sum" not in raw
+    assert decoded(made(tmp_path, english())) == decoded(before)
+    assert path.read_bytes() == raw
+
+
 def test_fault_23_the_file_of_another_text_is_refused_under_this_ones_name(tmp_path: Path) -> None:
     made(tmp_path, english())
     (path,) = files(tmp_path)
@@ -185,12 +235,14 @@ def test_fault_23_a_damaged_token_file_costs_three_lines_and_exit_code_2(
     options = small(text_file, trainer__max_steps=1, data__cache_dir=tmp_path)
     assert cli("fit", *options)[0] == 0
     (path,) = files(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1])
-    code, out, err = cli("fit", *options)
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) <= 3
-    assert f"{path} cannot be used" in err
-    assert "delete it, and it is made again" in err
+    raw = path.read_bytes()
+    for spoilt in (raw[:-1], raw[:-2000] + raw[-1000:] + raw[-1000:]):
+        path.write_bytes(spoilt)
+        code, out, err = cli("fit", *options)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) <= 3
+        assert f"{path} cannot be used" in err
+        assert "delete it, and it is made again" in err
     path.unlink()
     assert cli("fit", *options)[0] == 0
 

@@ -18,6 +18,7 @@ from tests.small_runs import (
     small,
     three_lines,
 )
+from tinygpt_pl.commands.settings import plain_settings
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -54,6 +55,7 @@ def test_fault_12_the_same_seed_and_another(cli: Run, text_file: Path) -> None:
         ),
         ("--data.batch_size=3", "the number of windows in a step .* has to stay 4 in a run that goes on, got 3"),
         ("--seed_everything=7", "seed_everything has to stay 1337 in a run that goes on, got 7"),
+        ("--data.eval_seed=7", "data.eval_seed has to stay 1337 in a run that goes on, got 7"),
         ("--model.optim.optimizer=muon", "model.optim.optimizer has to stay adamw in a run that goes on, got muon"),
         ("--ema_decay=0.9", "ema_decay has to stay None in a run that goes on, got 0.9"),
     ],
@@ -91,6 +93,14 @@ def test_what_may_change_is_honoured_and_named(cli: Run, text_file: Path) -> Non
         rows = dict(b[tag])
         for step, value in a[tag]:
             assert rows[step] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_evaluation_windows() -> None:
+    """They followed from the seed of the run."""
+    before, _ = plain_settings("seed_everything: 7\ndata: {eval_iters: 3}\ntrainer: {}")
+    assert before["data"] == {"eval_iters": 3, "eval_seed": 7}
+    since, _ = plain_settings("seed_everything: 7\ndata: {eval_seed: 1}\ntrainer: {}")
+    assert since["data"] == {"eval_seed": 1}
 
 
 def test_a_new_end_moves_the_schedule_and_says_so(cli: Run, fitted: Fitted) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 
 from tinygpt_pl.commands.outcome import Work
-from tinygpt_pl.commands.settings import Settings, read_settings
+from tinygpt_pl.commands.settings import Settings, offline_notice, read_settings
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import parameter_count
 from tinygpt_pl.module import TinyGPT
@@ -27,7 +27,7 @@ def fit(args: Sequence[str], work: Work) -> None:
     run_dir, beyond = place_run(start, settings.run_dir)
     if start.resumed:
         check_run(start.resumed, data, settings.config.trainer.max_steps)
-    notes = [*settings.notes, beyond, *describe(start, settings)]
+    notes = [*settings.notes, data.corpus_note, beyond, *describe(start, settings)]
     if start.finished(settings.config.trainer.max_steps):
         print(f"nothing to do: iteration {start.iteration} is reached; a larger --trainer.max_steps goes on")
         return
@@ -59,12 +59,14 @@ def fit(args: Sequence[str], work: Work) -> None:
             trainer.fit(module, data, ckpt_path=resumed.path if resumed else None, weights_only=True)
 
 
-def load_data(settings: Settings, start: Start) -> TextDataModule:
-    """The text, encoded by the tokenizer of the checkpoint if there is one."""
+def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataModule:
+    """The text, encoded by the tokenizer of the checkpoint if there is one; `stage` is Lightning's."""
     known = start.checkpoint.tokenizer if start.checkpoint else None
     seed = settings.run.seed_everything
     data = TextDataModule(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
-    data.setup()
+    data.setup(stage)
+    if start.resumed and not data.offline_notice:
+        data.offline_notice = offline_notice(start.resumed.content["config"])
     gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)
     check_memory(parameter_count(gpt))
     if start.checkpoint:

@@ -167,4 +167,4 @@ def _read(file: BinaryIO, name: str) -> str:
     raw = file.read(LONGEST_PROMPT + 1)
     if len(raw) > LONGEST_PROMPT:  # a device without an end, for instance
         raise ValueError(f"{name} has more than {LONGEST_PROMPT} bytes, which is no prompt")
-    return decode_utf8(raw, name)
+    return decode_utf8(raw, name).removeprefix("\N{BYTE ORDER MARK}")

@@ -1,4 +1,4 @@
-"""The commands validate and test: the loss of a checkpoint, on the run's own windows or on the whole split."""
+"""The commands validate and test: the loss of a checkpoint, on the run's own windows or on the end or all of a text."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ def validate(args: Sequence[str], work: Work) -> None:
 
 
 def test(args: Sequence[str], work: Work) -> None:
-    """Print the loss over the whole validation split in the units of the field."""
+    """Print the loss over the whole validation split in the units of the field, and what part of the text that is."""
     checkpoint, module, data, trainer = _prepare("test", args)
     work.begin(trainer)
     with redirect_stdout(sys.stderr), lightning_running():
@@ -38,11 +38,16 @@ def test(args: Sequence[str], work: Work) -> None:
     nats, unit = trainer.callback_metrics["test/loss"].item(), data.tokenizer.unit
     tokens, bits = len(data.splits["val"]) - 1, nats / math.log(2)
     others = (f"{bits * n:.4f} per {name}" for name, n in data.tokens_per.items() if name != unit)
+    scored, total = data.characters["val"], sum(data.characters.values())
+    part = "all" if scored == total else f"the last {scored:,} of"
+    other = scored < total and data.corpus_sha256 != checkpoint.content["corpus"]["sha256"]
     if trainer.is_global_zero:
         say(
-            f"iter {checkpoint.iteration} | {tokens:,} tokens of {data.corpus_name} | {checkpoint.path}",
+            f"iter {checkpoint.iteration} | {tokens:,} tokens of {data.corpus_name}, {part} its {total:,} characters "
+            f"({100 * scored / total:.3g}%) | {checkpoint.path}",
             f"{nats:.4f} nats and {bits:.4f} bits per {unit} | perplexity {math.exp(nats):.4f} "
             f"| average probability {math.exp(-nats):.4f} | bits: {', '.join(others)}",
+            "to score all of this text: --data.val_fraction 1" if other else "",
         )
 
 
@@ -50,7 +55,7 @@ def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextD
     quieten()
     settings, start = read_settings(verb, args)
     assert start.checkpoint
-    data = load_data(settings, start)
+    data = load_data(settings, start, verb)
     module = make_module(settings, data, start)
     module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
     trainer = make_trainer(**settings.trainer)

@@ -68,12 +68,17 @@ class Settings:
     def text(self, data: TextDataModule) -> str:
         """The settings as YAML, to be run again: with the corpus that was had, into a folder of its own."""
         record = self.config.clone()
-        record.data.corpus = data.corpus_name
+        record.data.corpus = data.corpus_place
         for name in ("config", "ckpt_path", "run_dir"):
             record.pop(name, None)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {data.offline_notice}\n" if data.offline_notice else ""
         return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
+
+
+def offline_notice(config: str) -> str:
+    """The notice that `Settings.text` wrote down for a run whose corpus is not the one that was asked for."""
+    return next((line.removeprefix("# ") for line in config.splitlines() if line.startswith("# NOTE: ")), "")
 
 
 def build_parser(verb: str) -> Parser:
@@ -120,7 +125,7 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
         config = parser.parse_args(args, namespace=before.clone())
         if start.kind == "weights":
             _check_tokens(settings, config)
-            config.init_from = str(start.checkpoint.path)  # what the run writes down of it
+            config.init_from = os.path.abspath(start.checkpoint.path)  # what the run writes down of it
         for name in held if verb == "fit" else ():
             if config[name] == before[name] and not any(word.startswith(f"--{name}") for word in args):
                 raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
@@ -180,6 +185,8 @@ def plain_settings(config: str) -> tuple[dict[str, Any], list[str]]:
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise ValueError("the checkpoint is damaged: its config is no mapping of settings") from None
     tree = {name: value for name, value in tree.items() if name not in ("config", "ckpt_path", "run_dir")}
+    if "seed_everything" in tree and isinstance(tree.get("data"), dict):  # earlier versions evaluated with that seed
+        tree["data"].setdefault("eval_seed", tree["seed_everything"])
     tree["trainer"] = {name: value for name, value in trainer.items() if name not in held}
     return tree, [f"trainer.{name}" for name in held]
 

@@ -19,7 +19,8 @@ from tinygpt_pl.exchange import gpt2, llama
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import FORMAT, Checkpoint, Content, DamagedCheckpoint, load_network
 from tinygpt_pl.system.files import decode_utf8, making
-from tinygpt_pl.text.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from tinygpt_pl.text.pairs import END_OF_TEXT
+from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +26,12 @@ def say(*lines: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on the error stream, above any progress bar."""
     tqdm.write(f"WARNING: {message}", file=sys.stderr)
+
+
+def progress_bar(name: str, total: int, **options: Any) -> "tqdm[Any]":
+    """A bar with the time left, in place of any other one; it stays hidden where the work takes no time."""
+    seconds = 0.25 if sys.stderr.isatty() else 10.0  # from one redrawing to the next; a log file needs few
+    return tqdm(total=total, desc=name, delay=1.0, leave=False, position=0, mininterval=seconds, **options)
 
 
 def fail(message: str, hint: str = "") -> None:

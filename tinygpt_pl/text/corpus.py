@@ -1,26 +1,28 @@
 """Texts to train on: by name, downloaded once into the cache, or from files, read a piece at a time.
 
 UTF-8 is taken as it is, line ends included. A byte-order mark at the start of a file is left out; a byte that is not
-UTF-8 is refused with its place. A text of any size goes through little memory.
+UTF-8 is refused with its place, and a file that is not text with what it is. A text of any size goes through little
+memory.
 """
 
 import codecs
-import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape, glob
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tinygpt_pl.system.files import make_once, not_utf8
+from tinygpt_pl.text.contents import DECOMPRESSORS, check_text, holds_records
+from tinygpt_pl.text.finding import find_files
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
 
@@ -42,6 +44,21 @@ class Corpus:
     """Files in the order they are read in, or texts themselves."""
     field: str = "text"
     """Where a record of a .jsonl file has its text."""
+    left_out: tuple[Path, ...] = ()
+    """Settings and outputs of this program that lie among the files."""
+
+    @property
+    def place(self) -> str:
+        """Its name or its path, for use in any folder."""
+        return self.name if self.name in CORPORA else os.path.abspath(os.path.expanduser(self.name))
+
+    @property
+    def note(self) -> str:
+        """What there is to report of files that are left out."""
+        if not self.left_out:
+            return ""
+        some = ", ".join(map(str, self.left_out[:3]))
+        return f"NOTE: no text of {self.name!r}, but settings or output: {some}{', …' * (len(self.left_out) > 3)}"
 
     def parts(self, progress: Progress = lambda count: None) -> Iterator[str]:
         """The whole of it in pieces, none of them empty, with a SEPARATOR between two texts.
@@ -107,26 +124,19 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None,
             if offline_corpus is None:
                 raise
             return load_corpus(offline_corpus, cache_dir, field=field)
-    return Corpus(corpus, tuple(_find(corpus)), field)
-
-
-def _find(corpus: str) -> list[Path]:
-    """The files of a path or pattern, in the order of their names; hidden ones are left out of folders and patterns."""
-    path = Path(os.path.expanduser(corpus))
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = glob(f"{escape(str(path))}/**", recursive=True)
-    elif any(sign in corpus for sign in "*?["):
-        found = glob(str(path), recursive=True)
-    elif path.exists():
-        raise ValueError(f"corpus {corpus!r} cannot be read twice; save it as a file")
-    else:
-        raise ValueError(f"no corpus {corpus!r}: neither a file, a folder nor one of {', '.join(CORPORA)}")
-    files = sorted(file for file in map(Path, found) if file.is_file())
+    try:
+        files, left_out = find_files(corpus, [download_path(name, cache_dir) for name in CORPORA])
+    except FileNotFoundError:
+        raise ValueError(f"no corpus {corpus!r}: neither a file, a folder nor one of {', '.join(CORPORA)}") from None
     if not files:
-        raise ValueError(f"no corpus {corpus!r}: there is no file in it")
-    return files
+        others = f" but settings or output of this program, as {left_out[0]}" if left_out else ""
+        raise ValueError(f"no corpus {corpus!r}: there is no file in it{others}")
+    return Corpus(corpus, tuple(files), field, tuple(left_out))
+
+
+def download_path(name: str, cache_dir: Path) -> Path:
+    """Where the download of a corpus lies."""
+    return cache_dir / f"{name}.txt"
 
 
 def download(url: str, sha256: str, path: Path) -> None:
@@ -154,7 +164,7 @@ def _fetch(url: str, sha256: str, path: Path) -> bytes:
 
 
 def _tinyshakespeare(cache_dir: Path) -> Path:
-    path = cache_dir / "tinyshakespeare.txt"
+    path = download_path("tinyshakespeare", cache_dir)
     sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     if not path.exists():
         download(
@@ -181,16 +191,17 @@ def read_texts(path: Path, field: str, progress: Progress) -> Iterator[Iterable[
     A piece ends before a space where it can, which is where tokens end, too.
 
     Args:
-        path: a text; or records, one in a line, if its name ends in .jsonl; compressed if it ends in .gz.
+        path: a text; or records, one in a line, if its name ends in .jsonl; compressed if it ends in .gz, .bz2 or .xz.
         field: where a record has its text.
         progress: told what has been read.
 
     Raises:
-        ValueError: for what is not UTF-8, is damaged, or is no record with a text.
+        ValueError: for what is not text in UTF-8, is damaged, or is no record with a text.
         OSError: if the file cannot be read.
     """
     with _opened(path, progress) as file, _damage_told(path):
-        if path.name.removesuffix(".gz").endswith(".jsonl"):
+        check_text(path, file.peek(BLOCK)[:BLOCK])
+        if holds_records(path):
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield [_record(line, field, f"{path}, line {number},")]
@@ -212,24 +223,27 @@ class _Watched(io.FileIO):
 
 
 @contextmanager
-def _opened(path: Path, progress: Progress) -> Iterator[BinaryIO]:
+def _opened(path: Path, progress: Progress) -> Iterator[Any]:
     with io.BufferedReader(_Watched(path, progress), BLOCK) as raw:
-        if path.suffix != ".gz":
+        decompress = DECOMPRESSORS.get(path.suffix.lower())
+        if decompress is None:
             yield raw
             return
-        with gzip.open(raw) as file:
-            yield file  # type: ignore[misc]  # reads as a BinaryIO does
+        with decompress(raw) as file:
+            yield file
 
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged or not compressed by gzip: {error}") from None
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; those of gzip and bz2 have no number
+            raise
+        raise ValueError(f"{path} is damaged or not compressed as its name says: {error}") from None
 
 
-def _pieces(file: BinaryIO, path: Path) -> Iterator[str]:
+def _pieces(file: io.BufferedReader, path: Path) -> Iterator[str]:
     """The text of a file, decoded."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     held, read = "", 0

@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from tinygpt_pl.text.pairs import END_OF_TEXT, learn_pairs
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
-
-END_OF_TEXT = "<|endoftext|>"
-"""What GPT-2 puts between two texts."""
-
 
 SMALLEST = 257
 """Tokens that byte-pair encoding needs at least: one for each byte, and that one."""
@@ -146,22 +145,9 @@ class BPETokenizer:
         Raises:
             ValueError: if the library is missing.
         """
-        try:
-            from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        except ImportError:
-            raise ValueError("byte-pair encoding needs a library: pip install tokenizers") from None
-        library = Tokenizer(models.BPE())
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        library.train_from_iterator(texts, trainer)
-        return cls(library.to_str())
+        if find_spec("tokenizers") is None:
+            raise ValueError("byte-pair encoding needs a library: pip install tokenizers")
+        return cls(learn_pairs(texts, vocab_size))
 
     @cached_property
     def _library(self) -> "Library":

@@ -1,14 +1,19 @@
 """Token files: a corpus encoded once, in a stream, into a file of the cache that is then mapped into memory.
 
-A token file is a file of safetensors with the two splits, `train` and `val`, and in its metadata what it was made of.
+A token file is a file of safetensors with the two splits, `train` and `val`, and in its metadata what it was made of
+and a check sum. The sum is compared once for each size and time of the file, which a small file beside it records: each
+time would mean to read all of a file that may be larger than memory.
 """
 
 import hashlib
 import json
 import mmap
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -17,9 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from tinygpt_pl.system.files import make_once
+from tinygpt_pl.system.terminal import progress_bar
 from tinygpt_pl.text.corpus import SEPARATOR, Corpus, Progress
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer, tokenizer_from
 
@@ -29,7 +34,16 @@ FORMAT = 1
 DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32}
 """Names of safetensors for the kinds of numbers that ids are kept as, smallest first."""
 
+BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
+"""What a bar of progress counts."""
+
 BATCH = 2**20  # characters that are encoded at a time
+
+CHECKED = ".checked"
+"""End of the name of the file that records with which size and times a token file was checked."""
+
+CHECK_SUM = "check_sum"
+"""Where the metadata have the CRC-32 of the token ids and of all other metadata; earlier versions wrote none."""
 
 DIGITS = 12 * 19
 """Bytes of the twelve numbers in a header that are known only after all is written, each below 2**63."""
@@ -90,7 +104,7 @@ def prepare(
 
     def write(file: BinaryIO) -> None:
         """Read the text once to know it, and once more to encode it; a third time between to learn byte pairs."""
-        with progress_bar(f"preparing {corpus.name}", passes * corpus.size) as bar:
+        with progress_bar(f"preparing {corpus.name}", passes * corpus.size, **BYTES) as bar:
             text = survey(corpus, bar.update)
             boundary = int(text.length * (1 - val_fraction))
             if known is None:
@@ -105,12 +119,6 @@ def prepare(
 
     make_once(path, write)
     return read_tokens(path, made_of)
-
-
-def progress_bar(name: str, size: int) -> "tqdm[Any]":
-    """A bar over bytes that are going to be read; none where that takes no time."""
-    seconds = 0.25 if sys.stderr.isatty() else 30.0  # from one redrawing to the next; a log file needs few
-    return tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1.0, leave=False, mininterval=seconds)
 
 
 def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -210,36 +218,41 @@ def _write(file: BinaryIO, parts: Iterable[tuple[str, str]], tokenizer: Tokenize
     dtype = next(name for name, kind in DTYPES.items() if tokenizer.vocab_size <= np.iinfo(kind).max + 1)
     facts["tokenizer_sha256"] = _sha256(json.dumps(facts["tokenizer"]))
     counts = {split: dict.fromkeys(("tokens", "characters", "bytes"), 0) for split in ("train", "val")}
-    room = 8 + len(_header(facts, dtype, counts)) + DIGITS
+    room = 8 + len(_header({**facts, "splits": counts, CHECK_SUM: "0" * 8}, dtype)) + DIGITS
     room += -room % 8  # ids have to lie at multiples of their size
     file.write(bytes(room))
+    crc = 0
     for split, texts in groupby(parts, key=itemgetter(0)):
         count = counts[split]
         for batch in _batches(text for _, text in texts):
             ids = _encode(tokenizer, batch).astype(DTYPES[dtype])
-            file.write(ids.tobytes())
+            raw = ids.tobytes()
+            file.write(raw)
+            crc = zlib.crc32(raw, crc)
             count["tokens"] += len(ids)
             count["characters"] += sum(map(len, batch))
             count["bytes"] += sum(len(part.encode()) for part in batch)
+    facts["splits"] = counts
+    facts[CHECK_SUM] = _completed(crc, facts)
     file.seek(0)
-    file.write((room - 8).to_bytes(8, "little") + _header(facts, dtype, counts).ljust(room - 8))
+    file.write((room - 8).to_bytes(8, "little") + _header(facts, dtype).ljust(room - 8))
 
 
-def _header(facts: dict[str, Any], dtype: str, counts: dict[str, dict[str, int]]) -> bytes:
+def _header(facts: dict[str, Any], dtype: str) -> bytes:
     """The JSON of a file of safetensors, which stands behind its own length in eight bytes."""
-    content: dict[str, Any] = {"__metadata__": {"tinygpt_pl": json.dumps({**facts, "splits": counts})}}
+    content: dict[str, Any] = {"__metadata__": {"tinygpt_pl": json.dumps(facts)}}
     end = 0
-    for split, count in counts.items():
+    for split, count in facts["splits"].items():
         begin, end = end, end + count["tokens"] * np.dtype(DTYPES[dtype]).itemsize
         content[split] = {"dtype": dtype, "shape": [count["tokens"]], "data_offsets": [begin, end]}
     return json.dumps(content).encode()
 
 
 def read_tokens(path: Path, made_of: str) -> Tokens:
-    """Map a token file into memory: what is not looked at is never read.
+    """Map a token file into memory: once it has been checked, what is not looked at is never read.
 
     Raises:
-        ValueError: if it is truncated, of another format or made of something else than its name says.
+        ValueError: if it is damaged, of another format or made of something else than its name says.
         OSError: if it cannot be opened.
     """
     try:
@@ -251,6 +264,8 @@ def read_tokens(path: Path, made_of: str) -> Tokens:
             raise ValueError("it is of another text, tokenizer or version")
         if facts["tokenizer_sha256"] != _sha256(json.dumps(facts["tokenizer"])):
             raise ValueError("its tokenizer is not as it was written")
+        if CHECK_SUM in facts:
+            _check(path, facts)
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -264,3 +279,32 @@ def read_tokens(path: Path, made_of: str) -> Tokens:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used ({error}); delete it, and it is made again") from None
     return Tokens(splits, tokenizer, facts["sha256"])
+
+
+def _check(path: Path, facts: dict[str, Any]) -> None:
+    """Compare a token file with its check sum, unless that has been done since it was last changed.
+
+    Raises:
+        ValueError: if the file is not as it was written.
+        OSError: if it cannot be read.
+    """
+    status, record = path.stat(), Path(f"{path}{CHECKED}")
+    now = json.dumps([facts[CHECK_SUM], status.st_size, status.st_mtime_ns, status.st_ctime_ns]).encode()
+    if record.exists() and record.read_bytes() == now:
+        return
+    crc = 0
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", status.st_size, **BYTES) as bar:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        for block in iter(partial(file.read, BATCH), b""):
+            crc = zlib.crc32(block, crc)
+            bar.update(len(block))
+    if _completed(crc, facts) != facts[CHECK_SUM]:
+        raise ValueError("it is damaged: its check sum does not fit")
+    with suppress(OSError):  # a cache that others keep is checked each time
+        record.write_bytes(now)
+
+
+def _completed(crc: int, facts: dict[str, Any]) -> str:
+    """The check sum of token ids and metadata, after that of the ids alone."""
+    others = json.dumps({name: fact for name, fact in facts.items() if name != CHECK_SUM})
+    return f"{zlib.crc32(others.encode(), crc):08x}"

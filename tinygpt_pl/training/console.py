@@ -115,3 +115,8 @@ class Table(Callback):
                 f"let it write: {PROG} generate --ckpt_path {path}",
             ]
         say(*lines, self.data.offline_notice)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Print the notice where a run is stopped, too."""
+        if trainer.is_global_zero:
+            say(self.data.offline_notice)

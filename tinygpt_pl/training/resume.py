@@ -18,6 +18,7 @@ LASTING = (
     "data.val_fraction",
     "data.eval_coverage",
     "data.eval_iters",
+    "data.eval_seed",
     "data.tokenizer",
     "data.vocab_size",
     "model.optim.optimizer",

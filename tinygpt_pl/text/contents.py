@@ -1,0 +1,101 @@
+"""What a file holds, by its name and its first bytes: text, compressed text, or something to refuse."""
+
+import bz2
+import gzip
+import lzma
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DECOMPRESSORS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Readers of compressed files, by the end of the name in lower case."""
+
+RECORDS = (".jsonl", ".ndjson")
+"""Ends of the names of files with a JSON record in each line."""
+
+CONVERT = "convert it first: iconv -f {} -t UTF-8 OLD > NEW"
+LEAVE_OUT = "leave it out: --data.corpus takes a pattern in quotes, such as 'texts/**/*.txt'"
+UNPACK = "unpack it first"
+
+SIGNATURES = {
+    b"\x1f\x8b": ("compressed by gzip", "let its name end in .gz"),
+    b"BZh91AY&SY": ("compressed by bzip2", "let its name end in .bz2"),
+    b"\xfd7zXZ\0": ("compressed by xz", "let its name end in .xz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it first: zstd -d"),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it first: lz4 -d"),
+    b"PK\x03\x04": ("a zip archive, as .docx, .epub and .ckpt files are", UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
+    b"Rar!\x1a": ("a RAR archive", UNPACK),
+    b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
+    b"{\\rtf": ("an RTF document", "save it as plain text first"),
+    b"\xd0\xcf\x11\xe0": ("an Office document", "save it as plain text first"),
+    b"PAR1\x15": ("a Parquet file", "write its texts to a .jsonl file first"),
+    b"ARROW1\0": ("an Arrow file", "write its texts to a .jsonl file first"),
+    b"\x93NUMPY": ("a NumPy array", "give the text that it was made of"),
+    b"\x89PNG": ("an image", LEAVE_OUT),
+    b"\xff\xd8\xff": ("an image", LEAVE_OUT),
+    b"GIF8": ("an image", LEAVE_OUT),
+    b"\xff\xfe\0\0": ("text in UTF-32", CONVERT.format("UTF-32")),
+    b"\0\0\xfe\xff": ("text in UTF-32", CONVERT.format("UTF-32")),
+    b"\xff\xfe": ("text in UTF-16", CONVERT.format("UTF-16")),
+    b"\xfe\xff": ("text in UTF-16", CONVERT.format("UTF-16")),
+}
+"""What files begin with, what they are then, and what to do; the first that fits counts."""
+
+CONTROLS = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1a\x1b"})
+"""Control characters that texts do not have. NUL is none of them: it separates records."""
+
+
+def holds_records(path: Path) -> bool:
+    """Whether a file has a JSON record in each line, by its name."""
+    return _uncompressed(path).endswith(RECORDS)
+
+
+def _uncompressed(path: Path) -> str:
+    """The name of a file without the end that says how it is compressed, in lower case."""
+    return (path.stem if path.suffix.lower() in DECOMPRESSORS else path.name).lower()
+
+
+def check_text(path: Path, head: bytes) -> None:
+    """Refuse what is not text; a text in an encoding that looks like UTF-8 is one.
+
+    Args:
+        path: of the file.
+        head: its first bytes, decompressed.
+
+    Raises:
+        ValueError: with what it is, and what to do.
+    """
+    found = next((meaning for start, meaning in SIGNATURES.items() if head.startswith(start)), None)
+    if head[257:262] == b"ustar":
+        found = ("a tar archive", UNPACK)
+    elif head[5:9] == b"\0\0\0{":
+        found = ("a safetensors file", LEAVE_OUT)
+    elif _uncompressed(path).endswith(".json") and head.lstrip()[:1] == b"[":
+        found = ("a JSON array", "write a record to each line first: jq -c '.[]' OLD.json > NEW.jsonl")
+    if not found and head:
+        found = _binary(head)
+    if found:
+        raise ValueError(f"{path} is {found[0]}, not text in UTF-8; {found[1]}")
+
+
+def _binary(head: bytes) -> tuple[str, str] | None:
+    """What bytes without a signature are if they are not text, and what to do."""
+    controls, nul = (len(head) - len(head.translate(None, some)) for some in (CONTROLS, b"\0"))
+    if controls + nul < 0.02 * len(head):
+        return None
+    for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):
+        if _reads_as(head, encoding):
+            return f"text in {encoding}", CONVERT.format(encoding)
+    if controls < 0.02 * len(head) and nul < 0.5 * len(head):
+        return None
+    return "binary", LEAVE_OUT
+
+
+def _reads_as(head: bytes, encoding: str) -> bool:
+    """Whether bytes are text of an alphabet in UTF-16 or UTF-32: printable, in two blocks of 256 characters."""
+    text = head[: len(head) // 4 * 4].decode(encoding, "replace")
+    printable = sum((char.isprintable() or char.isspace()) and char != "\N{REPLACEMENT CHARACTER}" for char in text)
+    blocks = Counter(ord(char) >> 8 for char in text).most_common(2)
+    return printable >= 0.95 * len(text) > 0 and sum(count for _, count in blocks) >= 0.9 * len(text)
