@@ -117,6 +117,33 @@ def test_a_stop_string_ends_each_sample_and_is_not_part_of_it(cli: Run) -> None:
     assert out.splitlines() == [text[:4] + text[4:].split(" ")[0] for text in whole], "the prompt's own blank counts"
 
 
+@pytest.mark.usefixtures("trained")
+def test_a_stop_string_may_have_escapes_and_a_prompt_is_taken_as_typed(cli: Run) -> None:
+    content = load(BEST)
+    vocabulary = content["hyper_parameters"]["tokenizer"]
+    vocabulary["characters"] = vocabulary["characters"].replace(" ", "\n")
+    write_checkpoint(content, Path("lines.ckpt"))
+    options = ("generate", "--ckpt_path=lines.ckpt", "--prompt=the", "--max_new_tokens=200", "--seed=2")
+    whole = cli(*options)[1]
+    for stop in (r"--stop=\n", "--stop=\n"):
+        code, out, err = cli(*options, stop)
+        assert (code, out) == (0, whole[: whole.index("\n") + 1])
+        assert "NOTE" not in err
+    code, _, err = cli("generate", r"--prompt=the\nbox")
+    assert code == 2
+    assert r"\n in --prompt is a backslash and a letter; most shells make a line's end of $'\n'" in err
+    assert len(err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--stop", "--prompt_file", "--ckpt_path"])
+def test_a_value_that_begins_with_a_dash_is_joined(cli: Run, option: str) -> None:
+    code, _, err = cli("generate", option, "-the end")
+    assert (code, "expected one argument" in err) == (2, False), "a word with a blank is no option"
+    code, _, err = cli("generate", option, "-the")
+    assert code == 2
+    assert f"a value that begins with - is joined by =: {option}=-the." in err
+
+
 def sample(*pieces: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Sample]:
     """What is shown after each piece of a text, and at its end."""
     tokenizer = CharTokenizer.from_text("".join((*pieces, *stop)))

@@ -8,6 +8,7 @@ import pytest
 from tests.small_runs import Run
 from tinygpt_pl.commands.parser import VERBS
 from tinygpt_pl.commands.settings import build_parser
+from tinygpt_pl.system.terminal import PROG
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--model.gpt.n_layers=3"], "model.gpt.n_layers.*did you mean --model.gpt.n_layer"),
         (["--trainer.max_stps=3"], "trainer.max_stps.*did you mean --trainer.max_steps"),
         (["--trainer.val_check_interval=3"], "trainer.val_check_interval"),
-        (["--model.gpt.n_embd=wide"], "model.gpt.n_embd.*int.*wide"),
+        (["--model.gpt.n_embd=wide"], "model.gpt.n_embd must be a whole number, got wide"),
         (["--model.optim.betas=0.9"], "model.optim.betas.*tuple.*0.9"),
         (["--seed_everything=x"], "seed_everything.*x"),
         (["--seed_everything=-1"], "seed.*-1"),
@@ -35,7 +36,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches.*at least 1, got 0"),
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val has to be at least 0, got -1"),
         (["--trainer.gradient_clip_val=.nan"], "trainer.gradient_clip_val has to be at least 0, got nan"),
-        (["--trainer.log_every_n_steps=null"], "trainer.log_every_n_steps.*None"),
+        (["--trainer.log_every_n_steps=null"], "trainer.log_every_n_steps must be a whole number, got null"),
         (["--config=../null.yaml"], "data.batch_size cannot be null"),
         (["--config=../nulls.yaml"], "trainer.* cannot be null"),
         (["--trainer.devices=-1", "--trainer.accelerator=cpu"], "trainer: .*devices"),
@@ -43,15 +44,25 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.strategy=ddp_spawn"], "trainer.strategy ddp_spawn .*; use ddp"),
         (["--save_minutes=-1"], "save_minutes has to be at least 0, got -1"),
         (["--save_minutes=.nan"], "save_minutes has to be at least 0, got nan"),
-        (["--trainer.precision=7"], "precision"),
+        (["--trainer.precision=7"], "trainer.precision must be auto, bf16-mixed, .*, 64, .* or null, got 7"),
+        (["--compile=maybe"], "compile must be auto, true or false, got maybe"),
+        (["--data.tokenizer=words"], "data.tokenizer must be char, byte or bpe, got words"),
+        (["--ema_decay=x"], "ema_decay must be a number or null, got x"),
+        (["--trainer.logger=Nope"], "trainer.logger: - Expected a dot import path string: Nope"),
+        (["--model.optim.lr=1"], "did you mean --model.optim.max_lr or --model.optim.min_lr"),
+        (["--batch_size=3"], "did you mean --data.batch_size"),
+        (["--no-compile"], "did you mean --compile"),
+        (["base.yaml"], "did you mean --config base.yaml"),
+        (["--data.corpus", "-cats.txt"], "joined by =: --data.corpus=-cats.txt"),
+        (["--run_dir", "--seed_everything=1"], r"expected one argument\nall options"),
         (["--data.batch_size=0"], "batch_size has to be at least 1, got 0"),
         (["--data.corpus=nowhere.txt"], "no corpus 'nowhere.txt'"),
         (["--data.corpus=../settings"], "there is no file in it but settings"),
         (["--data.corpus=../few.txt"], "a window needs at least 257"),
         (["--data.offline_corpus=null"], "could not be downloaded.*save it as data/tinyshakespeare.txt"),
-        (["--config=nowhere.yaml"], "nowhere.yaml"),
-        (["--config=../broken.yaml"], "config"),
-        (["--config=../unknown.yaml"], "n_layers"),
+        (["--config=nowhere.yaml"], r"nowhere.yaml'\nall options"),
+        (["--config=../broken.yaml"], "broken.yaml: expected ',' or ']', but got '<stream end>' in line 1"),
+        (["--config=../unknown.yaml"], "n_layers.*did you mean --model.gpt.n_layer"),
         (["--ckpt_path=last"], "no last checkpoint: there is no run in"),
         (["--ckpt_path=nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["--ckpt_path=../broken.yaml"], "damaged or no checkpoint"),
@@ -107,6 +118,20 @@ def test_commands_are_listed_and_others_refused(cli: Run) -> None:
     assert cli()[0] == 2
     code, _, err = cli("predict")
     assert (code, len(err.splitlines())) == (2, 1)
+    for words, hint in (
+        (["Fitt"], "did you mean fit?"),
+        (["--config", "cpu", "fit"], f"the command comes first: {PROG} fit --config"),
+        (["--seed", "1"], f"the command comes first: {PROG} COMMAND --seed"),
+    ):
+        code, _, err = cli(*words)
+        assert (code, err.splitlines()[1][: len(hint)]) == (2, hint)
+
+
+@pytest.mark.parametrize("verb", ["export", "import"])
+def test_what_has_to_be_given_is_named_as_it_is_typed(cli: Run, verb: str) -> None:
+    code, _, err = cli(verb)
+    assert code == 2
+    assert re.match("error: the following arguments are required: --(output_dir|input_dir, --output)\n", err)
 
 
 def test_help_speaks_of_every_setting(cli: Run) -> None:

@@ -28,7 +28,7 @@ from tinygpt_pl.exchange.huggingface import export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
 from tinygpt_pl.generation.stream import Sample
 from tinygpt_pl.runs.checkpoint import Checkpoint, Content, load_network, read_checkpoint, write_checkpoint
-from tinygpt_pl.text.tokenizer import BPETokenizer, CharTokenizer
+from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -93,10 +93,10 @@ def as_checkpoint(model: TinyGPT, facts: dict[str, Any]) -> Checkpoint:
     return Checkpoint(Path("x.ckpt"), 0, cast(Content, content), model.gpt.config, model.tokenizer)
 
 
-def exported(text: str = "the box jumps over the lazy dog\n", **parts: Any) -> Any:
-    """A checkpoint of characters, and the folder that it is exported to."""
+def exported(text: str = "the box jumps over the lazy dog\n", tokenizer: Tokenizer | None = None, **parts: Any) -> Any:
+    """A checkpoint, of characters if nothing else is asked for, and the folder that it is exported to."""
     torch.manual_seed(0)
-    tokenizer = CharTokenizer.from_text(text)
+    tokenizer = tokenizer or CharTokenizer.from_text(text)
     gpt = {"vocab_size": tokenizer.vocab_size, "block_size": 16, "n_layer": 2, "n_head": 3, "n_embd": 24, **parts}
     model = TinyGPT(gpt, {}, tokenizer)
     with torch.no_grad():
@@ -265,6 +265,90 @@ def test_a_round_trip_is_the_identity_on_weights_and_vocabulary(cli: Run, text_f
         assert Path("there", name).read_bytes() == Path("again", name).read_bytes()
 
 
+@pytest.mark.parametrize("parts", [{}, LLAMA], ids=["GPT-2", "Llama"])
+@pytest.mark.parametrize(
+    ("tokenizer", "saved_by"),
+    [
+        (ByteTokenizer(), "AutoTokenizer"),
+        (ByteTokenizer(), "GPT2Tokenizer"),
+        (CharTokenizer("\n bé日"), "AutoTokenizer"),
+        (CharTokenizer("a"), "PreTrainedTokenizerFast"),
+    ],
+    ids=["bytes", "bytes of a GPT2Tokenizer", "characters", "one character"],
+)
+def test_what_transformers_saves_again_comes_back_as_it_was(
+    tokenizer: Tokenizer, saved_by: str, parts: dict[str, Any]
+) -> None:
+    before, _ = load_network(exported(tokenizer=tokenizer, **parts))
+    getattr(transformers, saved_by).from_pretrained("exported").save_pretrained("again")
+    transformers.AutoModelForCausalLM.from_pretrained("exported").save_pretrained("again")
+    after, vocabulary = load_network(import_folder(Path("again")))
+    assert vocabulary == tokenizer
+    assert after.config == before.config
+    assert all(torch.equal(after.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
+
+
+def test_a_network_of_bytes_that_was_saved_again_is_trained_further(cli: Run, text_file: Path) -> None:
+    exported(tokenizer=ByteTokenizer())
+    transformers.AutoTokenizer.from_pretrained("exported").save_pretrained("again")
+    transformers.AutoModelForCausalLM.from_pretrained("exported").save_pretrained("again")
+    assert cli("import", "--input_dir=again", "--output=bytes.ckpt")[0] == 0
+    options = [word for word in small(text_file) if "model.gpt" not in word]
+    code, _, err = cli("fit", "--init_from=bytes.ckpt", *options)
+    assert code == 0, err
+    assert load(BEST)["hyper_parameters"]["tokenizer"] == asdict(ByteTokenizer())
+
+
+@pytest.mark.parametrize("tied", ["stored once", "stored twice"])
+def test_rows_without_a_token_are_left_out_and_said(cli: Run, bpe: BPETokenizer, tied: str) -> None:
+    theirs = gpt2_folder(bpe)
+    theirs.resize_token_embeddings(320)
+    theirs.save_pretrained("gpt2")
+    if tied == "stored twice":
+        spoil_weights(Path("gpt2"), lambda w: w.update({"lm_head.weight": w["transformer.wte.weight"].clone()}))
+    code, out, err = cli("import", "--input_dir=gpt2", "--output=gpt2.ckpt")
+    assert code == 0, err
+    assert out.splitlines()[0] == (
+        "NOTE: gpt2: vocab_size is 320, but the tokenizer has 300 tokens: the other rows are left out"
+    )
+    gpt, tokenizer = load_network(read_checkpoint(Path("gpt2.ckpt")))
+    assert gpt.config.vocab_size == tokenizer.vocab_size == 300
+    idx = torch.randint(300, (1, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(idx)[0], theirs(idx).logits[..., :300], rtol=1e-5, atol=1e-5)
+    assert cli("generate", "--ckpt_path=gpt2.ckpt", "--max_new_tokens=5")[0] == 0
+
+
+def test_a_folder_in_several_files_is_read(bpe: BPETokenizer) -> None:
+    theirs = gpt2_folder(bpe)
+    Path("gpt2/model.safetensors").unlink()
+    theirs.save_pretrained("gpt2", max_shard_size="20KB")
+    assert len([*Path("gpt2").glob("model-*.safetensors")]) > 1
+    gpt, _ = load_network(import_folder(Path("gpt2")))
+    idx = torch.randint(300, (1, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(idx)[0], theirs(idx).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read_as_float32(bpe: BPETokenizer, dtype: torch.dtype) -> None:
+    theirs = gpt2_folder(bpe).to(dtype)
+    theirs.save_pretrained("gpt2")
+    gpt, _ = load_network(import_folder(Path("gpt2")))
+    assert torch.equal(gpt.wte.weight, theirs.transformer.wte.weight.float())
+
+
+def test_special_tokens_that_were_added_are_tokens(bpe: BPETokenizer) -> None:
+    theirs = gpt2_folder(bpe)
+    fast = transformers.AutoTokenizer.from_pretrained("gpt2")
+    fast.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|model|>"]})
+    fast.save_pretrained("gpt2")
+    theirs.resize_token_embeddings(302)
+    theirs.save_pretrained("gpt2")
+    gpt, tokenizer = load_network(import_folder(Path("gpt2")))
+    assert (gpt.config.vocab_size, tokenizer.encode("<|user|>").tolist()) == (302, [300])
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "gelu_pytorch_tanh"])
 def test_an_imported_gpt2_computes_the_same_logits(bpe: BPETokenizer, activation: str) -> None:
     theirs = gpt2_folder(bpe, activation_function=activation)
@@ -308,6 +392,8 @@ def test_the_settings_of_the_published_gpt2_are_understood(bpe: BPETokenizer) ->
     first = min(set(range(50256)) - set(ids.values()))
     ids |= {"filler": first, "<|endoftext|>": 50256}
     parts["added_tokens"][0]["id"] = 50256
+    del parts["model"]["type"]
+    parts["model"]["merges"] = [" ".join(pair) for pair in parts["model"]["merges"]]
     Path("gpt2/tokenizer.json").write_text(json.dumps(parts))
     checkpoint = import_folder(Path("gpt2"))
     gpt, tokenizer = load_network(checkpoint)
@@ -520,7 +606,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
     "a pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        "only pytorch_model.bin; save it again as one file of safetensors",
+        "only pytorch_model.bin; save it again as safetensors, .*'gpt2'.*save_pretrained",
+    ),
+    "a shard that is missing": (
+        lambda folder: (
+            (folder / "model.safetensors")
+            .rename(folder / "model.safetensors.index.json")
+            .write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+        ),
+        "has no model-1.safetensors: only model.safetensors.index.json",
+    ),
+    "a shard elsewhere": (
+        lambda folder: (
+            (folder / "model.safetensors")
+            .rename(folder / "model.safetensors.index.json")
+            .write_text(json.dumps({"weight_map": {"a": "../elsewhere"}}))
+        ),
+        "index.json has no weight_map of files beside it",
+    ),
+    "an index of nothing": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json").write_text("{}"),
+        "index.json has no weight_map",
     ),
     "cut off": (
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),

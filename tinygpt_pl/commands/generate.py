@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 import secrets
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
+from torch import Tensor
 from tqdm import tqdm
 
 from tinygpt_pl.commands.outcome import Work
@@ -23,8 +25,16 @@ from tinygpt_pl.runs.checkpoint import load_network, read_or_point
 from tinygpt_pl.runs.folder import find_checkpoint
 from tinygpt_pl.system.files import decode_utf8
 from tinygpt_pl.system.machine import find_device
+from tinygpt_pl.text.tokenizer import Tokenizer
 
 LONGEST_PROMPT = 2**26  # bytes
+
+ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
+"""What a stop string may be written with."""
+
+ESCAPE = re.compile(r"\\[nrt\\]")
+
+AS_TYPED = r"\n in --prompt is a backslash and a letter; most shells make a line's end of $'\n', or give --prompt_file"
 
 
 def build_parser() -> Parser:
@@ -39,7 +49,11 @@ def build_parser() -> Parser:
     parser.add_argument("--num_samples", type=int, default=1, help="texts to draw, all at once")
     parser.add_argument("--seed", type=int | None, help="repeats the very text; another each time if left out")
     parser.add_argument(
-        "--stop", type=str, action="append", default=[], help="end a text before these words; repeatable"
+        "--stop",
+        type=str,
+        action="append",
+        default=[],
+        help=r"end a text before these words; \n, \r, \t and \\ are a line's end and so on; repeatable",
     )
     parser.add_argument(
         "--exact_window",
@@ -57,91 +71,86 @@ def build_parser() -> Parser:
 
 def generate_text(args: Sequence[str], work: Work) -> None:
     """Read the prompt and the model, and write what it draws."""
-    generation = Generation(build_parser().parse_args(args))
+    config = build_parser().parse_args(args)
+    for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
+        if not least <= config[name] < 2**31:
+            raise ValueError(f"{name} has to be at least {least} and below 2**31, got {config[name]}")
+    if "" in config.stop:
+        raise ValueError("stop has to be some text, got ''")
+    sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
+    prompt = prompt_of(config.prompt, config.prompt_file)
+    checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
+    gpt, tokenizer = load_network(checkpoint)
+    idx = prompt_ids(prompt, tokenizer).expand(config.num_samples, -1)  # (B, T)
+    seed = secrets.randbits(32) if config.seed is None else config.seed
+    device = find_device(config.accelerator)
+    tokens = stream(gpt.to(device), idx, sampling, seed=seed, exact_window=config.exact_window)
+
     work.begin()
-    generation.write()
+    print(f"{checkpoint.path}, iteration {checkpoint.iteration}; seed {seed}", file=sys.stderr)
+    T, size = idx.size(1), gpt.config.block_size
+    if T > size:
+        print(f"NOTE: the network sees the last {size} of the prompt's {T} {tokenizer.unit}s", file=sys.stderr)
+    if ESCAPE.search(config.prompt):
+        print(f"NOTE: {AS_TYPED}", file=sys.stderr)
+    stop = [ESCAPE.sub(lambda found: ESCAPES[found[0]], word) for word in config.stop]
+    samples = [Sample(tokenizer.decode, stop) for _ in idx]
+    start = time.perf_counter()
+    total = write(samples, prompt, itertools.islice(tokens, config.max_new_tokens), config.max_new_tokens)
+    seconds = time.perf_counter() - start
+    if total:
+        print(f"{total:,} {tokenizer.unit}s in {seconds:.1f}s, {total / seconds:,.0f} a second", file=sys.stderr)
 
 
-class Generation:
-    """A prompt, a network that has read none of it yet, and how it is to go on."""
+def write(samples: Sequence[Sample], prompt: str, tokens: Iterator[Tensor], most: int) -> int:
+    """Write each sample as it grows, one after another; gives the number of tokens drawn, `most` for each at most."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
+    drawn, shown = 0, show(samples, prompt)
+    next(shown)
+    # On a terminal, the text itself is the progress.
+    for token in tqdm(tokens, total=most, disable=sys.stdout.isatty() or not sys.stderr.isatty(), leave=False):
+        drawn += len(samples)
+        for sample, one in zip(samples, token.tolist(), strict=True):
+            sample.add(one)
+        next(shown, None)
+        if all(sample.ended for sample in samples):
+            break
+    for sample in samples:
+        sample.end()
+    for _ in shown:
+        pass
+    return drawn
 
-    def __init__(self, config: Namespace) -> None:
-        """Check the settings against each other, and load the network.
 
-        Raises:
-            ValueError: for a setting or a file that is wrong.
-            OSError: if a file cannot be read.
-        """
-        for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
-            if not least <= config[name] < 2**31:
-                raise ValueError(f"{name} has to be at least {least} and below 2**31, got {config[name]}")
-        if "" in config.stop:
-            raise ValueError("stop has to be some text, got ''")
-        self.config = config
-        self.sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
-        self.prompt = prompt_of(config.prompt, config.prompt_file)
-        checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
-        gpt, self.tokenizer = load_network(checkpoint)
-        self.gpt = gpt.to(find_device(config.accelerator))
-        try:
-            ids = self.tokenizer.encode(self.prompt) if self.prompt else [self.tokenizer.start]
-        except ValueError as error:
-            raise ValueError(f"the prompt cannot be read: {error}") from None
-        self.idx = torch.as_tensor(ids, dtype=torch.long).expand(config.num_samples, -1)  # (B, T)
-        self.seed = secrets.randbits(32) if config.seed is None else config.seed
-        self.tokens = stream(self.gpt, self.idx, self.sampling, seed=self.seed, exact_window=config.exact_window)
-        self.notes = [f"{checkpoint.path}, iteration {checkpoint.iteration}; seed {self.seed}"]
-        T, size = self.idx.size(1), gpt.config.block_size
-        if T > size:
-            self.notes.append(f"NOTE: the network sees the last {size} of the prompt's {T} {self.tokenizer.unit}s")
-
-    def write(self) -> None:
-        """Draw, and write each sample as it grows, one after another."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
-        print(*self.notes, sep="\n", file=sys.stderr)
-        samples = [Sample(self.tokenizer.decode, self.config.stop) for _ in self.idx]
-        start, drawn = time.perf_counter(), 0
-        shown = self._show(samples)
-        next(shown)
-        for token in tqdm(
-            itertools.islice(self.tokens, self.config.max_new_tokens),
-            total=self.config.max_new_tokens,
-            disable=sys.stdout.isatty() or not sys.stderr.isatty(),  # on a terminal, the text itself is the progress
-            leave=False,
-        ):
-            drawn += 1
-            for sample, one in zip(samples, token.tolist(), strict=True):
-                sample.add(one)
-            next(shown, None)
-            if all(sample.ended for sample in samples):
+def show(samples: Sequence[Sample], prompt: str) -> Iterator[None]:
+    """At each step, write what has become certain of the samples up to the first that has not ended."""
+    for number, sample in enumerate(samples, 1):
+        if len(samples) > 1:
+            print(f"--- sample {number} of {len(samples)}", file=sys.stderr, flush=True)
+        sys.stdout.write(prompt)
+        while True:
+            ended = sample.ended
+            sys.stdout.write(sample.take())
+            sys.stdout.flush()
+            if ended:
                 break
-        for sample in samples:
-            sample.end()
-        for _ in shown:
-            pass
-        seconds = time.perf_counter() - start
-        if drawn:
-            total = drawn * len(samples)
-            print(
-                f"{total:,} {self.tokenizer.unit}s in {seconds:.1f}s, {total / seconds:,.0f} a second", file=sys.stderr
-            )
+            yield
+        sys.stdout.write("\n")
+    sys.stdout.flush()
 
-    def _show(self, samples: Sequence[Sample]) -> Iterator[None]:
-        """At each step, write what has become certain of the samples up to the first that has not ended."""
-        for number, sample in enumerate(samples, 1):
-            if len(samples) > 1:
-                print(f"--- sample {number} of {len(samples)}", file=sys.stderr, flush=True)
-            sys.stdout.write(self.prompt)
-            while True:
-                ended = sample.ended
-                sys.stdout.write(sample.take())
-                sys.stdout.flush()
-                if ended:
-                    break
-                yield
-            sys.stdout.write("\n")
-        sys.stdout.flush()
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer) -> Tensor:
+    """Token ids (T,) of a prompt, or of the start of a text if it is empty.
+
+    Raises:
+        ValueError: for a character that is not in the vocabulary.
+    """
+    try:
+        return torch.as_tensor(tokenizer.encode(prompt) if prompt else [tokenizer.start], dtype=torch.long)
+    except ValueError as error:
+        note = f" ({AS_TYPED})" if ESCAPE.search(prompt) else ""
+        raise ValueError(f"the prompt cannot be read{note}: {error}") from None
 
 
 def prompt_of(prompt: str, prompt_file: str | None) -> str:

@@ -1,5 +1,6 @@
 """The command line: the commands, each imported when it is asked for."""
 
+import difflib
 import os
 import signal
 import sys
@@ -47,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     verb, *options = args
     if verb not in COMMANDS:
-        fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}")
+        fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}", _command_meant(args))
         return 2
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
@@ -56,6 +57,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return carry_out(lambda work: _run(verb, options, work))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _command_meant(args: Sequence[str]) -> str:
+    """A hint for words that begin with no command."""
+    if args[0].startswith("-"):
+        later = [word for word in args if word in COMMANDS]
+        return f"the command comes first: {PROG} {(later or ['COMMAND'])[0]} {args[0]} …"
+    close = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:

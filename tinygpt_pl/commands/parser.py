@@ -1,11 +1,14 @@
 """The command line's parser, and how it reports a mistake. jsonargparse alone, which starts fast."""
 
 import difflib
+import itertools
 import re
+import shlex
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from tinygpt_pl.system.terminal import PROG, refuse
 
@@ -21,18 +24,23 @@ VERBS = {
 """Each command and its help."""
 
 
+REPEATABLE = {"--config", "--stop"}
+"""Options of which each occurrence counts."""
+
+TEXT = {"prompt"}
+"""Settings whose value is any text, also an empty one and the word None."""
+
+
 class Parser(ArgumentParser):
-    """An ArgumentParser that reports what is wrong in three lines at most."""
+    """An ArgumentParser that reports what is wrong in three lines at most, and drops no option without a word."""
+
+    words: Sequence[str] = ()
+    """Those that are being parsed."""
 
     @classmethod
     def of(cls, verb: str) -> "Parser":
         """The parser of a command, without options."""
         return cls(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Name the value, the rule and the way out, and exit with 2."""
-        refuse(message, self._suggestion(message))
-        sys.exit(2)
 
     def add_checkpoint(self) -> None:
         """Add the options that choose a checkpoint to read."""
@@ -40,10 +48,96 @@ class Parser(ArgumentParser):
         self.add_argument("--ckpt_path", type=str, default="best", help=names)
         self.add_argument("--run_dir", type=str | None, help="folder of the run; the newest one if left out")
 
-    def _suggestion(self, message: str) -> str:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: Namespace | None = None, **how: Any
+    ) -> Namespace:
+        """Parse the words of a command; exits with 2 at one that is wrong, or that would go unheard."""
+        self.words = args
+        for name in repeated(args):
+            self.error(f"{name} is given twice; give it once")
+        config = super().parse_args(args, namespace, **how)
+        for name, value in config.items():
+            if isinstance(value, str) and value.lower() in ("", "none") and name not in TEXT:
+                self.error(f"{name} is the text {value!r}; leave it out, or write null for none")
+        return config
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name the value, the rule and the way out, and exit with 2."""
+        way_out = self._way_out(message)
+        refuse(
+            plain(message),
+            f"{way_out} All options: {self.prog} --help" if way_out else f"all options: {self.prog} --help",
+        )
+        sys.exit(2)
+
+    def _way_out(self, message: str) -> str:
+        """What was meant, if that can be guessed."""
         options = sorted(set(re.findall(r"--[\w.]+", self.format_help())))
-        for word in re.findall(r"[\w.]{4,}", message):
-            close = difflib.get_close_matches(f"--{word}", options, n=1, cutoff=0.8)
-            if close and close != [f"--{word}"]:
-                return f"did you mean {close[0]}? All options: {self.prog} --help"
-        return f"all options: {self.prog} --help"
+        if lacking := re.search(r"argument (?:-\w/)?(--[\w.]+): expected one argument", message):
+            value = "".join(following(lacking[1], self.words))
+            if value and value.partition("=")[0] not in options:
+                return f"a value that begins with - is joined by =: {lacking[1]}={shlex.quote(value)}."
+        if surplus := re.search(r"unrecognized arguments: ([^-]\S*)", message):
+            return f"did you mean --config {surplus[1]}?" if "--config" in options else ""
+        if unknown := re.search(r"arguments: --([\w.-]+)|(?:Group '(.*)' .*)?ption '(.*)'", message):
+            name = ".".join(part for part in unknown.groups() if part)
+            found = similar(name.lower().replace("-", "_"), options)
+            return f"did you mean {' or '.join(found)}?" if found else ""
+        return ""
+
+
+def following(option: str, words: Sequence[str]) -> Sequence[str]:
+    """The word after an option, if there is one."""
+    return [after for word, after in itertools.pairwise(words) if word == option][-1:]
+
+
+def similar(name: str, options: Sequence[str]) -> list[str]:
+    """Options that may be meant by a name that is none: of the same last part, with it as a word, or spelt like it."""
+    last = name.removeprefix("no_").rpartition(".")[2]
+    ends = {option: option.strip("-").rpartition(".")[2] for option in options}
+    return (
+        [option for option, end in ends.items() if end == last]
+        or [option for option, end in ends.items() if last in end.split("_")][:3]
+        or difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.8)
+    )
+
+
+def repeated(words: Sequence[str]) -> list[str]:
+    """Options that a later one replaces: the same once more, or one for a whole group after one of its settings.
+
+    A list may be added to with `+=`; then the settings of its last item come again.
+    """
+    given, found = set[str](), []
+    for word in words:
+        name = word.partition("=")[0]
+        if name.endswith("+"):
+            given = {earlier for earlier in given if not earlier.startswith(name[:-1])}
+        elif name.startswith("--") and " " not in name and name not in REPEATABLE:
+            if any(f"{earlier}.".startswith(f"{name}.") for earlier in given):
+                found.append(name)
+            given.add(name)
+    return found
+
+
+KINDS = {"int": ["a whole number"], "float": ["a number"], "bool": ["true", "false"], "NoneType": ["null"]}
+"""Types in Python, and in words."""
+
+NOISE = re.compile(
+    r"^Problems parsing config: |^\s*(- Expected a (path|<class)|(- )?(Does not|Subtypes:|Errors:|Given value)).*\n?",
+    re.MULTILINE,
+)
+"""What jsonargparse says of types besides what is wrong."""
+
+
+def plain(message: str) -> str:
+    """An error of jsonargparse with the values that a setting may have in place of their types in Python."""
+    message = re.sub("required: (.*)", lambda found: f"required: --{found[1].replace(', ', ', --')}", message)
+    key, got = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Given|Got) value: (.*)", message)
+    types = message.partition("Errors:")[0]
+    classes = re.findall(r"<class '(.*?)'>", types)
+    words = [word.strip("' ") for group in re.findall(r"Literal\[(.*?)\]", types) for word in group.split(",")]
+    if not (key and got) or not KINDS.keys() >= {*classes} or re.search(r"(list|tuple|Iterable)\b", types):
+        return re.sub(r'^Parser key "([\w.]+)":\s*', r"--\1: ", NOISE.sub("", message))
+    allowed = [*dict.fromkeys(words), *(word for name in classes for word in KINDS[name])]
+    either = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+    return f"{key[1]} must be {either}, got {'null' if got[1] == 'None' else got[1]}"

@@ -6,6 +6,7 @@ were asked for, without a word, and has no place for a vocabulary that is known 
 
 import os
 import re
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 
+from tinygpt_pl.commands import strict_yaml
 from tinygpt_pl.commands.configs import find_config
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.data import TextDataModule
@@ -84,6 +86,7 @@ def offline_notice(config: str) -> str:
 def build_parser(verb: str) -> Parser:
     """The options of `fit`, `validate` or `test`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    strict_yaml.use()
     parser = Parser.of(verb)
     files = "a YAML file, or the name of a shipped one such as base or cpu; repeatable, later ones win"
     parser.add_argument("-c", "--config", action="config", type=find_config, help=files)
@@ -118,6 +121,7 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
     """
     parser = build_parser(verb)
     config, before = parser.parse_args(args), None
+    _check_order(parser, args, config)
     start = _find_start(verb, config)
     if start.checkpoint:
         settings, held = _brought(start, start.checkpoint)
@@ -137,6 +141,20 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
     model, trainer = chosen.model, dict(chosen.trainer)
     before = before if start.resumed else None
     return Settings(parser, config, before, run, model.gpt, model.optim, dict(config.data), trainer, notes), start
+
+
+def _check_order(parser: Parser, args: Sequence[str], config: Namespace) -> None:
+    """Refuse an option that a file after it overrides: the two orders give the same settings, but for such a one."""
+    files = ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("-c", "--config", action="append", default=[])
+    given, others = files.parse_known_args(args)
+    if given.config and others:
+        files_first = parser.parse_args([*(f"--config={file}" for file in given.config), *others])
+        for name, value in files_first.items():
+            if name != "config" and config.get(name) != value:
+                raise ValueError(
+                    f"--{name} {value} comes before a --config that sets {config.get(name)}: give --config first"
+                )
 
 
 def _run_config(config: Namespace) -> RunConfig:

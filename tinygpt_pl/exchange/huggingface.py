@@ -3,8 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -19,10 +19,13 @@ from tinygpt_pl.exchange import gpt2, llama
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import FORMAT, Checkpoint, Content, DamagedCheckpoint, load_network
 from tinygpt_pl.system.files import decode_utf8, making
+from tinygpt_pl.system.terminal import say
 from tinygpt_pl.text.pairs import END_OF_TEXT
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+SHARDS = "model.safetensors.index.json"
+"""Which file has which parameter, where they are in several."""
 
 ARCHITECTURES = (gpt2, llama)
 """What a network can be in transformers; each module has the same functions."""
@@ -116,8 +119,8 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.json
     if isinstance(tokenizer, ByteTokenizer):
-        ids, pre_tokenizer, decoder = {sign: byte for byte, sign in _byte_signs()}, BYTES, BYTES
-        model: dict[str, Any] = {"type": "BPE", "vocab": ids, "merges": []}
+        pre_tokenizer, decoder = BYTES, BYTES
+        model: dict[str, Any] = {"type": "BPE", "vocab": _byte_signs(), "merges": []}
     else:
         ids = {character: i for i, character in enumerate(tokenizer.characters)}
         pre_tokenizer, decoder = CHARACTERS, {"type": "Fuse"}
@@ -133,12 +136,11 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
     return _json(parts).decode()
 
 
-def _byte_signs() -> Iterator[tuple[int, str]]:
-    """The character that each byte goes by in byte-level encodings: itself where it can be seen (GPT-2)."""
+def _byte_signs() -> dict[str, int]:
+    """The bytes by the character that each goes by in byte-level encodings: itself where it can be seen (GPT-2)."""
     others = itertools.count(256)
-    for byte in range(256):
-        seen = 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173)
-        yield byte, chr(byte if seen else next(others))
+    seen = {*range(33, 127), *range(161, 256)} - {173}
+    return {chr(byte if byte in seen else next(others)): byte for byte in range(256)}
 
 
 def import_folder(folder: Path) -> Checkpoint:
@@ -151,10 +153,14 @@ def import_folder(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     gpt, weights = _read_network(folder)
-    tokenizer = _read_tokenizer(folder)
-    asked, known = gpt.vocab_size, tokenizer.vocab_size
-    if asked != known:
-        raise ValueError(f"{folder}: vocab_size is {asked} in {CONFIG}, but the tokenizer has {known} tokens")
+    rows = gpt.vocab_size
+    tokenizer = _read_tokenizer(folder, rows)
+    known = tokenizer.vocab_size
+    if rows < known:
+        raise ValueError(f"{folder}: vocab_size is {rows} in {CONFIG}, but the tokenizer has {known} tokens")
+    if rows > known and "wte.weight" in weights:  # some programs round the rows up to a multiple of 64
+        say(f"NOTE: {folder}: vocab_size is {rows}, but the tokenizer has {known} tokens: the other rows are left out")
+        gpt, weights["wte.weight"] = replace(gpt, vocab_size=known), weights["wte.weight"][:known].clone()
     settings = {name: value for name, value in asdict(gpt).items() if name != "vocab_size"}
     content = {
         "format": FORMAT,
@@ -215,15 +221,16 @@ def _read_network(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return gpt, {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def _read_tokenizer(folder: Path, rows: int) -> Tokenizer:
+    """The tokenizer of a folder, for a network with this many rows in its embedding."""
     path = folder / TOKENIZER
     if not path.exists() and (folder / "vocab.json").exists():
         return BPETokenizer(_join_bpe(folder))
     content = _read_json(path)
-    if content == json.loads(_tokenizer_json(ByteTokenizer())):
-        return ByteTokenizer()
     try:
-        kind, ids, decoder = content["model"]["type"], content["model"]["vocab"], content["decoder"]["type"]
+        model, decoder = content["model"], content["decoder"]["type"]
+        ids = model["vocab"]
+        kind = model.get("type", "BPE" if "merges" in model else None)  # the published GPT-2 names none
         if kind == "WordLevel" and content["pre_tokenizer"] == CHARACTERS:
             characters = "".join(sorted(ids, key=ids.__getitem__))
             if [ids[character] for character in characters] == list(range(len(ids))):
@@ -232,10 +239,13 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{path} is no tokenizer: {error!r}") from None
     if (kind, decoder) != ("BPE", "ByteLevel"):
         raise ValueError(f"{path} has to be byte-level BPE, or of characters as `export` writes it, got {kind}")
-    parts = {"normalizer": content.get("normalizer"), **content["model"]}
+    parts = {"normalizer": content.get("normalizer"), **model}
     for name in UNUSED:
         if parts.get(name):
             raise ValueError(f"{path}: {name} has to be left out, got {parts[name]!r}")
+    # GPT2Tokenizer adds an end of text when it saves, for which a network of bytes has no row.
+    if ids == _byte_signs() and not model.get("merges") and (rows == len(ids) or not content.get("added_tokens")):
+        return ByteTokenizer()
     return BPETokenizer(path.read_text(encoding="utf-8"))
 
 
@@ -257,14 +267,36 @@ def _join_bpe(folder: Path) -> str:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Parameters by their names in the file."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        others = sorted(file.name for file in folder.glob("*model*") if file != path)
-        found = f"only {', '.join(others)}; save it again as one file of safetensors" if others else "no weights"
-        raise ValueError(f"{folder} has no {WEIGHTS}: {found}")
-    try:
-        stored: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except Exception as error:  # of the library, or of torch for a size that it lacks
-        raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
+    """Parameters by their names in the file, or in several files."""
+    names = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
+        names = _shards(folder / SHARDS)
+    stored: dict[str, Tensor] = {}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise _without_weights(path)
+        try:
+            stored |= safetensors.torch.load_file(path)
+        except Exception as error:  # of the library, or of torch for a size that it lacks
+            raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
     return stored
+
+
+def _shards(path: Path) -> list[str]:
+    """The files that an index names, all of its own folder."""
+    places = _read_json(path).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError(f"{path} has no weight_map of files beside it")
+    return names
+
+
+def _without_weights(path: Path) -> ValueError:
+    """What to say of a file that is missing, and what to do."""
+    others = sorted(file.name for file in path.parent.glob("*model*"))
+    if not others:
+        return ValueError(f"{path.parent} has no {path.name}: no weights")
+    return ValueError(
+        f"{path.parent} has no {path.name}: only {', '.join(others)}; save it again as safetensors, with "
+        f"transformers' AutoModelForCausalLM.from_pretrained({str(path.parent)!r}).save_pretrained('FOLDER')"
+    )

@@ -1,15 +1,28 @@
-"""The network of gpt.py for reading on: one token after another, with what is known of those before kept in a cache.
+"""Incremental decoding of the model of gpt.py, with a cache of keys and values.
 
-It is that network written out in functions, since for one token the calls of modules cost as much as the products.
+`Decoder` has that model written out in functions, since for one token the calls of modules cost as much as the
+products. A model that computes something else, such as one with an attention of your own, is run by its own forward.
 """
 
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinygpt_pl.gpt import EPSILON, GPT, Block, activate, rotate, rotations
+from tinygpt_pl.gpt import (
+    EPSILON,
+    GPT,
+    MLP,
+    Block,
+    CausalSelfAttention,
+    Dropout,
+    Uninitialised,
+    activate,
+    rotate,
+    rotations,
+)
 
 
 class Affine(NamedTuple):
@@ -74,6 +87,7 @@ class Decoder:
         self.block_size, self.length = config.block_size, 0  # tokens: room for, and read
         self.norm = rms_norm if config.norm == "rmsnorm" else layer_norm
         self.wte = gpt.wte.weight.detach()
+        self.device = self.wte.device
         self.wpe = None if gpt.wpe is None else gpt.wpe.weight.detach()
         self.rotations = rotations(0, config.block_size, config.head_size, self.wte) if self.wpe is None else None
         self.layers, self.ln_f = [Layer.of(block) for block in gpt.h], Affine.of(gpt.ln_f)
@@ -126,3 +140,63 @@ class Decoder:
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return q, torch.cat([k, v], 1)
+
+
+class WholeWindow:
+    """Scores the next token as `Decoder` does, by the model's own forward over all tokens so far; dropout is off."""
+
+    def __init__(self, gpt: GPT, batch_size: int) -> None:
+        """Prepare for `batch_size` windows, on the device of the weights."""
+        self.gpt, self.block_size, self.length = gpt, gpt.config.block_size, 0
+        self.device = next(gpt.parameters()).device
+        self.window = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
+
+    @torch.no_grad()
+    def read(self, idx: Tensor) -> Tensor:
+        """Score what follows; arguments, result and error are those of `Decoder.read`."""
+        self.window = torch.cat([self.window[:, : self.length], idx], 1)
+        self.length = self.window.size(1)
+        trained = [module for module in self.gpt.modules() if module.training]
+        self.gpt.eval()
+        try:
+            logits: Tensor = self.gpt(self.window)[0]
+        finally:
+            for module in trained:
+                module.training = True
+        return logits[:, -1]
+
+
+FORWARDS = {
+    kind: kind.forward
+    for kind in (GPT, Block, CausalSelfAttention, MLP, Dropout, nn.Embedding, nn.Linear, nn.LayerNorm, nn.RMSNorm)
+}
+"""The modules that `Decoder` has written out, with what they computed when it was."""
+
+
+def decoder_of(gpt: GPT, batch_size: int) -> Decoder | WholeWindow:
+    """The faster of the two that computes what the model does."""
+    return (Decoder if is_written_out(gpt) else WholeWindow)(gpt, batch_size)
+
+
+def is_written_out(gpt: GPT) -> bool:
+    """Whether each module is as GPT builds it: of the same class, with the same settings, and without hooks."""
+    with torch.device("meta"), Uninitialised():
+        built = GPT(gpt.config)
+    pairs = zip_longest(gpt.named_modules(), built.named_modules(), fillvalue=("", None))
+    return all(name == other and _traits(module) == _traits(like) for (name, module), (other, like) in pairs) and all(
+        kind.forward is forward for kind, forward in FORWARDS.items()
+    )
+
+
+def _traits(module: nn.Module | None) -> tuple[type, dict[str, Any]]:
+    """What decides what a module computes, but for the values of its tensors.
+
+    A forward or a hook of your own is an entry of `vars`, as settings and the names of parameters are. Mode, dropout
+    and compilation, which torch keeps there as well, change no result here.
+    """
+    entries = {} if module is None else vars(module)
+    return type(module), {
+        name: list(entry) if isinstance(entry, dict) else entry
+        for name, entry in entries.items()
+        if name not in ("training", "p", "_compiled_call_impl")
+    }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinygpt_pl.generation.decoding import Decoder
+from tinygpt_pl.generation.decoding import Decoder, WholeWindow, decoder_of
 from tinygpt_pl.gpt import GPT
 
 
@@ -116,7 +116,8 @@ def stream(
     """Tokens (B,) that follow a prompt, one after another without end.
 
     Args:
-        gpt: the network.
+        gpt: the model; one that is changed, by a subclass, a hook or a replaced module, is run by its own forward over
+            the whole window for each token, without a cache.
         idx: the prompts, token ids (B, T), T at least 1; the network sees the last `block_size` of them.
         config: how a token is drawn.
         seed: of the draws; any other each time if left out.
@@ -133,14 +134,14 @@ def stream(
     draws = uniforms(np.random.SeedSequence().generate_state(1, np.uint64)[0] if seed is None else seed, idx.size(0))
     size = gpt.config.block_size
     kept = size if exact_window else max(size // 2, 1)
-    return _stream(Decoder(gpt, len(idx)), idx, config, draws, kept)
+    return _stream(decoder_of(gpt, len(idx)), idx, config, draws, kept)
 
 
 def _stream(
-    decoder: Decoder, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], kept: int
+    decoder: Decoder | WholeWindow, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], kept: int
 ) -> Iterator[Tensor]:
     size = decoder.block_size
-    unread = idx[:, -size:].to(decoder.cache.device)
+    unread = idx[:, -size:].to(decoder.device)
     window = deque(unread.unbind(1), maxlen=size)
     for uniform in draws:
         token = choose(decoder.read(unread).cpu(), uniform, config)

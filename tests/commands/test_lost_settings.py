@@ -1,0 +1,112 @@
+"""No setting is dropped or changed without a word: not a key, not an option, not a number."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import Run
+from tinygpt_pl.commands import generate
+from tinygpt_pl.commands.settings import read_settings
+
+FILES = {
+    "twice.yaml": "eval_interval: 7\nmodel:\n  gpt:\n    n_layer: 1\n    n_head: 2\n    n_layer: 3\n",
+    "sections.yaml": "trainer:\n  max_steps: 3\ndata:\n  batch_size: 2\ntrainer:\n  devices: 1\n",
+    "overlay.yaml": "config: twice.yaml\n",
+    "flow.yaml": "data: {batch_size: 2, 'batch_size': 3}\n",
+    "callbacks.yaml": "trainer:\n  callbacks:\n  - class_path: a\n    class_path: b\n",
+    "octal.yaml": "data:\n  batch_size: 010\n",
+    "sixty.yaml": "trainer:\n  max_steps: 1:30\n",
+    "text.yaml": "run_dir: None\n",
+    "seven.yaml": "eval_interval: 7\n",
+    "empty.yaml": "",
+    "list.yaml": "- eval_interval\n",
+    "tabs.yaml": "data:\n\tbatch_size: 2\n",
+    "case.yaml": "Eval_interval: 7\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--config twice.yaml", "twice.yaml: model.gpt.n_layer is given twice, in line 4 and in line 6"),
+        ("--config sections.yaml", "sections.yaml: trainer is given twice, in line 1 and in line 5"),
+        ("--config seven.yaml --config twice.yaml", "twice.yaml: model.gpt.n_layer is given twice"),
+        ("--config overlay.yaml", "twice.yaml: model.gpt.n_layer is given twice"),
+        ("--config flow.yaml", "flow.yaml: data.batch_size is given twice, in line 1 and in line 1"),
+        ("--config callbacks.yaml", "trainer.callbacks.class_path is given twice, in line 3 and in line 4"),
+        ("--config={eval_interval:␣1,eval_interval:␣2}", "eval_interval is given twice"),
+        ("--model.gpt={n_layer:␣1,n_layer:␣2}", "n_layer is given twice"),
+        ("--config octal.yaml", "octal.yaml: data.batch_size in line 2 is 010, which YAML reads as 8"),
+        ("--config sixty.yaml", "trainer.max_steps in line 2 is 1:30, which YAML reads as 90"),
+        ("--config text.yaml", "run_dir is the text 'None'"),
+        ("--run_dir None", "run_dir is the text 'None'; leave it out, or write null"),
+        ("--data.offline_corpus none", "data.offline_corpus is the text 'none'"),
+        ("--run_dir=", "run_dir is the text ''"),
+        ("--init_from=", "init_from is the text ''"),
+        ("--data.cache_dir=", "data.cache_dir is the text ''"),
+        ("--eval_interval 7 --eval_interval 8", "--eval_interval is given twice"),
+        ("--eval_interval=7 --seed_everything 1 --eval_interval 7", "--eval_interval is given twice"),
+        ("--ckpt_path last --ckpt_path best", "--ckpt_path is given twice"),
+        ("--model.gpt.n_layer 2 --model.gpt={n_head:␣1}", "--model.gpt is given twice"),
+        ("--eval_interval 8 --config seven.yaml", "--eval_interval 8 comes before a --config that sets 7"),
+        ("--eval_interval=8 -cseven.yaml --seed_everything 1", "--eval_interval 8 comes before a --config that sets 7"),
+        ("--config empty.yaml", "empty.yaml: it has to hold settings"),
+        ("--config list.yaml", "list.yaml: it has to hold settings"),
+        ("--config tabs.yaml", "tabs.yaml: found character '.t' that cannot start any token in line 2"),
+        ("--config case.yaml", "did you mean --eval_interval"),
+        ("--no-compile", "did you mean --compile"),
+    ],
+)
+def test_what_would_be_lost_is_refused(cli: Run, words: str, named: str) -> None:
+    code, out, err = cli("fit", *(word.replace("␣", " ") for word in words.split(" ")))
+    assert (code, out) == (2, ""), err
+    assert len(err.splitlines()) <= 3
+    assert re.search(named, err), err
+    assert {path.name for path in Path().iterdir()} == FILES.keys()
+
+
+def test_options_and_files_that_agree_may_come_in_any_order() -> None:
+    for words in (
+        "--config seven.yaml --eval_interval 8",
+        "--seed_everything 1 --config seven.yaml --eval_interval=8",
+        "--config octet.yaml -c seven.yaml --eval_interval 8",
+    ):
+        Path("octet.yaml").write_text("eval_interval: 6")
+        settings, _ = read_settings("fit", words.split())
+        assert settings.run.eval_interval == 8
+    settings, _ = read_settings("fit", ["--eval_interval", "7", "--config", "seven.yaml"])
+    assert settings.run.eval_interval == 7
+
+
+def test_what_yaml_means_is_kept() -> None:
+    Path("anchors.yaml").write_text(
+        "model:\n  gpt: &gpt {n_layer: 3, n_head: 2}\n  optim: {max_lr: 1e-3, min_lr: 1e-4}\n"
+        "print_samples: yes\ncompile: off\nsave_minutes: 1_0.5\nrun_dir: null\nema_decay: ~\n"
+    )
+    Path("merged.yaml").write_text("model: {gpt: {<<: {n_layer: 3, n_embd: 8, n_head: 2}, n_layer: 4}}\n")
+    settings, _ = read_settings("fit", ["--config", "anchors.yaml", "--config", "merged.yaml"])
+    assert (settings.gpt.n_layer, settings.gpt.n_embd, settings.optim.max_lr) == (4, 8, 1e-3)
+    assert (settings.run.print_samples, settings.run.compile, settings.run.save_minutes) == (True, False, 10.5)
+    assert (settings.run_dir, settings.run.ema_decay) == (None, None)
+
+
+def test_a_list_is_added_to_and_its_items_have_settings() -> None:
+    name = "lightning.pytorch.callbacks.LearningRateMonitor"
+    words = [f"--trainer.callbacks+={name}", "--trainer.callbacks.log_momentum=true"] * 2
+    settings, _ = read_settings("fit", words)
+    assert [callback.log_momentum for callback in settings.trainer["callbacks"]] == [True, True]
+
+
+def test_the_prompt_may_be_any_text() -> None:
+    parser = generate.build_parser()
+    for text in ("None", "null", "", "~", "- a", "1e-3", "a: 1"):
+        assert parser.parse_args([f"--prompt={text}"]).prompt == text
+    assert parser.parse_args(["--stop=None", "--stop=null"]).stop == ["None", "null"]

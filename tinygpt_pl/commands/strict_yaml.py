@@ -1,0 +1,63 @@
+"""YAML in which nothing is lost or changed without a word, for every file and value that the parser reads."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+"""Plain numbers that YAML reads in base 8 or 60: 010 is 8, and 1:30 is 90."""
+
+_load = get_loader("yaml")  # jsonargparse's own, before it is replaced
+
+
+def use() -> None:
+    """Have jsonargparse load YAML by `load`."""
+    set_loader("yaml", load, (yaml.YAMLError,))
+
+
+def load(text: str, path: str = "") -> Any:
+    """The content of a file of settings, or of a value on the command line.
+
+    Args:
+        text: in YAML.
+        path: the file's name, for errors.
+
+    Raises:
+        yaml.YAMLError: for what is no YAML, a key that a mapping has twice, a number in base 8 or 60, or a file
+            without settings.
+    """
+    where = f"{path}: " if path else ""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise yaml.YAMLError(f"{where}{error.problem}{line}") from None
+    for ambiguity in _ambiguities(tree, "", set()):
+        raise yaml.YAMLError(f"{where}{ambiguity}")
+    if path and not isinstance(tree, yaml.MappingNode):
+        raise yaml.YAMLError(f"{where}it has to hold settings, as in eval_interval: 100")
+    return _load(text)
+
+
+def _ambiguities(node: yaml.Node | None, name: str, seen: set[int]) -> Iterator[str]:
+    """What is not clear about a node and all below it, which is looked at once however many aliases lead there."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            below, line = f"{name}.{key.value}".lstrip("."), key.start_mark.line + 1
+            if below in lines:
+                yield f"{below} is given twice, in line {lines[below]} and in line {line}; keep one of them"
+            lines[below] = line
+            yield from _ambiguities(value, below, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _ambiguities(item, name, seen)
+    elif node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
+        line, value = node.start_mark.line + 1, yaml.safe_load(node.value)
+        yield f"{name} in line {line} is {node.value}, which YAML reads as {value}; write {value}, or quotes around it"
