@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
@@ -85,6 +85,9 @@ def make_trainer(
     """
     if recipe and max_steps < 1:
         raise ValueError(f"trainer.max_steps has to be at least 1, got {max_steps}")
+    for callback in _listed(callbacks):
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ValueError(f"{type(callback).__name__} changes what the run's settings say; set it there instead")
     if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
         accelerator = accelerator.name()  # mixed precision is CUDA's for Lightning wherever it is given an object
     try:
@@ -242,8 +245,8 @@ def lightning_running() -> Iterator[None]:
     except MisconfigurationException as error:
         raise Misused(str(error)) from error
     except Exception as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        own = str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
-        if own and not out_of_memory(error):
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        *_, last = [module for module in modules if not module.startswith("torch.")]
+        if last.startswith("lightning.pytorch.callbacks.") and not out_of_memory(error):
             raise Misused(str(error)) from error
         raise
