@@ -1,12 +1,15 @@
 """The system around the network: loss, optimizer, schedule, clipping and evaluation, as a LightningModule."""
 
 import dataclasses
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -25,7 +28,7 @@ Settings = TypeVar("Settings", GPTConfig, OptimConfig)
 
 
 class TokenMean(Metric):
-    """Token-weighted mean over all batches and devices; a NaN loss makes the mean NaN.
+    """Token-weighted mean over all batches and devices, summed in float32 or better; a NaN loss makes the mean NaN.
 
     torchmetrics' own MeanMetric waits for the device at each batch to look for NaN, and where it is told not to look,
     version 1.9 forgets the weights.
@@ -41,8 +44,10 @@ class TokenMean(Metric):
 
     def update(self, loss: Tensor, tokens: int) -> None:
         """Add a batch whose mean loss over `tokens` targets is `loss`, in nats."""
-        self.total += loss.to(self.total) * tokens
-        self.tokens += tokens
+        # The sums have been cast with the weights, and bfloat16 cannot count to 257; they are 0 until now.
+        exact = torch.promote_types(loss.dtype, torch.float32)
+        self.total = self.total.to(exact) + loss.to(self.total.device, exact) * tokens
+        self.tokens = self.tokens.to(exact) + tokens
 
     def compute(self) -> Tensor:
         """Nats per token."""
@@ -53,7 +58,8 @@ class TinyGPT(pl.LightningModule):
     """A GPT and how it is trained.
 
     A checkpoint holds the three arguments as plain mappings, so that it loads under `weights_only=True`, and
-    `TinyGPT.load_from_checkpoint(path)` needs nothing else.
+    `TinyGPT.load_from_checkpoint(path)` needs nothing else. It also holds those arguments of a subclass that are plain
+    data. All parameters of a subclass are trained.
     """
 
     def __init__(
@@ -80,23 +86,40 @@ class TinyGPT(pl.LightningModule):
             raise ValueError(
                 f"vocab_size is {self.gpt.config.vocab_size}, but the vocabulary has {self.tokenizer.vocab_size} tokens"
             )
-        self.save_hyperparameters(
-            {
-                "gpt": dataclasses.asdict(self.gpt.config),
-                "optim": dataclasses.asdict(self.optim),
-                "tokenizer": self.tokenizer and dataclasses.asdict(self.tokenizer),
-            },
-            logger=False,
-        )
+        self._keep_arguments()
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
         self.step_guard = StepGuard()
         self.compiled: Callable[..., Any] | None = None
         """The model compiled for the training step; evaluations have batches of other shapes."""
 
+    def _keep_arguments(self) -> None:
+        """Keep what this object was built with, for checkpoints, as far as they can hold it."""
+        own = {
+            "gpt": dataclasses.asdict(self.gpt.config),
+            "optim": dataclasses.asdict(self.optim),
+            "tokenizer": self.tokenizer and dataclasses.asdict(self.tokenizer),
+        }
+        given: dict[str, Any] = {}
+        for arguments in collect_init_args(inspect.currentframe(), [], classes=(type(self),)):  # type: ignore[arg-type]
+            given |= arguments
+        for name in given.keys() - own.keys():
+            if not _is_plain(given[name]):
+                del given[name]
+                message = f"checkpoints hold plain data alone, and so not {name}: give it to load_from_checkpoint"
+                warnings.warn(message, stacklevel=2)
+        self.save_hyperparameters(given | own, logger=False)
+
     def configure_model(self) -> None:
-        """Shard the weights among the devices, if the strategy asks for it; Lightning may call this twice."""
+        """Shard the weights among the devices, if the strategy asks for it; Lightning may call this twice.
+
+        Raises:
+            ValueError: for parameters outside `gpt`, whose gradients no device would share.
+        """
         if self.device_mesh is not None and not isinstance(self.gpt, FSDPModule):
+            others = [name for name, _ in self.named_parameters() if not name.startswith("gpt.")]
+            if others:
+                raise ValueError(f"only the parameters of gpt can be sharded, but this model has {others[0]}; use ddp")
             for part in (*self.gpt.h, self.gpt):  # a block is gathered while it computes
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
@@ -128,14 +151,12 @@ class TinyGPT(pl.LightningModule):
         metric.update(self._loss(batch), batch[1].numel())
 
     def on_validation_epoch_end(self) -> None:
-        """Report both losses, and what follows from them, to checkpoints and callbacks."""
-        train, val = _read(self.train_loss), _read(self.val_loss)
-        report = {
-            "eval/train_loss": train,
-            "eval/val_loss": val,
-            "eval/gap": val - train,
-            "eval/val_perplexity": val.exp(),
-        }
+        """Report the losses, and what follows from them, to checkpoints and callbacks."""
+        val = _read(self.val_loss)
+        report = {"eval/val_loss": val, "eval/val_perplexity": val.exp()}
+        if sum(self.trainer.num_val_batches[1:]):
+            train = _read(self.train_loss)
+            report |= {"eval/train_loss": train, "eval/gap": val - train}
         # In these units, models with different tokenizers compare.
         tokens_per = getattr(getattr(self.trainer, "datamodule", None), "tokens_per", {})
         for tag, unit in (("char", "character"), ("byte", "byte")):
@@ -153,8 +174,15 @@ class TinyGPT(pl.LightningModule):
         self.log("test/loss", _read(self.test_loss), logger=False, sync_dist=True)
 
     def learning_rate(self, it: int) -> float:
-        """The schedule's value at optimizer step `it`."""
-        return scheduled_lr(it, self.optim, self.trainer.max_steps)
+        """The schedule's value at optimizer step `it`.
+
+        Raises:
+            ValueError: if nothing says where the schedule ends.
+        """
+        end = self.optim.max_iters or self.trainer.estimated_stepping_batches  # by max_steps or max_epochs
+        if not 0 < end < math.inf:
+            raise ValueError("the schedule needs an end: give the Trainer max_steps, or OptimConfig max_iters")
+        return scheduled_lr(it, self.optim, int(end))
 
     @property
     def fused(self) -> bool:
@@ -164,7 +192,7 @@ class TinyGPT(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The grouped optimizer, and the schedule set on every group before every optimizer step."""
-        optimizer = configure_optimizer(self.gpt, self.optim, fused=self.fused)
+        optimizer = configure_optimizer(self, self.optim, fused=self.fused)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -172,7 +200,7 @@ class TinyGPT(pl.LightningModule):
         """Put the present settings over those that a checkpoint brought back with the optimizer's state."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        for group, fresh in zip(optimizer.param_groups, decay_groups(self.gpt, self.optim), strict=True):
+        for group, fresh in zip(optimizer.param_groups, decay_groups(self, self.optim), strict=True):
             group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
             group["lr"] = self.learning_rate(self.global_step)
             if "momentum" in fresh:
@@ -195,11 +223,14 @@ class TinyGPT(pl.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradients are clipped by norm alone, got {gradient_clip_algorithm!r}")
-        norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), gradient_clip_val or math.inf)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # In bfloat16 a norm has two digits, and in float16 it is infinite above 65504.
+        norm = nn.utils.get_total_norm([g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients])
+        nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val or math.inf, norm)
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step skipped.
         checked = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
-        self.step_guard.see(self.global_step, self.step_loss, checked, self.learning_rate(self.global_step))
+        self.step_guard.see(self.global_step, self.step_loss, checked, optimizer.param_groups[0]["lr"])
 
     def check_steps(self) -> None:
         """See whether all optimizer steps so far were finite.
@@ -220,6 +251,15 @@ class TinyGPT(pl.LightningModule):
 
 def _settings(kind: type[Settings], value: Any) -> Settings:
     return value if isinstance(value, kind) else kind(**value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold a value and be read as data, never as code."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _read(metric: TokenMean) -> Tensor:

@@ -107,21 +107,25 @@ def scheduled_lr(it: int, config: OptimConfig, max_steps: int) -> float:
     return warmup_cosine(it, *bounds)
 
 
-def decay_groups(network: GPT, config: OptimConfig) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters: two or more dimensions decay, biases and norms do not.
 
     With Muon, the matrices of the blocks are groups of their own, which come first: a group for all that are one
-    matrix, and one for each kind that is several in one. The embeddings are AdamW's.
+    matrix, and one for each kind that is several in one. All else is AdamW's, such as the embeddings.
+
+    Args:
+        model: a GPT, or a module that holds one and maybe more.
+        config: says which optimizer trains them.
     """
+    rows = _block_matrices(model) if config.optimizer == "muon" else {}
     muon: dict[tuple[int, ...], list[nn.Parameter]] = {}
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    for name, p in network.named_parameters():
+    for p in model.parameters():
         if not p.requires_grad:
             continue
-        if config.optimizer == "muon" and name.startswith("h.") and p.dim() == 2:
-            part = ".".join(name.split(".")[2:-1])
-            muon.setdefault(network.config.joined.get(part, ()), []).append(p)
+        if p in rows:
+            muon.setdefault(rows[p], []).append(p)
         else:
             (decay if p.dim() >= 2 else no_decay).append(p)
     shared = {"weight_decay": config.weight_decay}
@@ -133,11 +137,34 @@ def decay_groups(network: GPT, config: OptimConfig) -> list[dict[str, Any]]:
     return [*muon_groups, {"name": "decay", "params": decay, **shared}, no_decay_group]
 
 
-def configure_optimizer(network: GPT, config: OptimConfig, *, fused: bool) -> AdamW:
+def schedule_flaw(config: OptimConfig, max_steps: int) -> str:
+    """What a schedule does in a run of `max_steps` that nobody can want, and what helps; empty if nothing."""
+    warmup, end = config.warmup_iters, max_steps if config.max_iters is None else config.max_iters
+    shorter = f"try --model.optim.warmup_iters {min(max_steps, end) // 10}"
+    if warmup >= max_steps:
+        return f"the warm-up takes {warmup} steps and the run has {max_steps}: the learning rate never falls; {shorter}"
+    if warmup >= end:
+        rates = f"{config.max_lr:.1e} to {config.min_lr:.1e}"
+        return f"max_iters {end} is within the warm-up of {warmup} steps: the rate then drops from {rates}; {shorter}"
+    return ""
+
+
+def _block_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+    """The matrices inside the blocks of a model's GPT, each with the rows of its parts, or nothing if it is one."""
+    networks = [part for part in model.modules() if isinstance(part, GPT)]
+    return {
+        p: network.config.joined.get(".".join(name.split(".")[1:-1]), ())
+        for network in networks
+        for name, p in network.h.named_parameters()
+        if p.dim() == 2
+    }
+
+
+def configure_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> AdamW:
     """AdamW, or with Muon beside it, over the decay groups, at a learning rate of 1 for a LambdaLR to multiply.
 
     Args:
-        network: whose trainable parameters are taken, each in exactly one group.
+        model: whose trainable parameters are taken, each in exactly one group.
         config: which it is, betas and weight decay.
         fused: whether one kernel updates all of AdamW's parameters.
     """
@@ -148,6 +175,6 @@ def configure_optimizer(network: GPT, config: OptimConfig, *, fused: bool) -> Ad
 
     # 1.0 · f(it) is f(it) to the last bit, and leaves no second copy of max_lr in the optimizer's state.
     kind = MuonAdamW if config.optimizer == "muon" else AdamW
-    optimizer = kind(decay_groups(network, config), lr=1.0, betas=config.betas, fused=fused)
+    optimizer = kind(decay_groups(model, config), lr=1.0, betas=config.betas, fused=fused)
     optimizer.register_load_state_dict_pre_hook(keep_fused)
     return optimizer

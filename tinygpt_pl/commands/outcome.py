@@ -34,22 +34,24 @@ class Work:
         """Whether this is rank 0 of the work, or its only process."""
         return self.trainer is None or self.trainer.is_global_zero
 
-    def fail(self, message: str, *, hint: bool = True, shared: bool = False) -> int:
+    def fail(self, message: str, *, hint: bool = True, change: str = "", shared: bool = False) -> int:
         """Print why the work failed; gives the exit code.
 
         If all ranks fail alike (`shared`), those above 0 print nothing and return 0: Lightning's launcher would kill
-        rank 0 otherwise.
+        rank 0 otherwise. The `hint` is the command that resumes, with options that `change` what would fail again.
         """
         if shared and not self.first:
             return 0
         rank = "" if self.first or self.trainer is None else f"process {self.trainer.global_rank}: "
-        fail(f"{rank}{message}", self._sound_state() if hint else "")
+        fail(f"{rank}{message}", self._sound_state(change) if hint else "")
         return 1
 
-    def _sound_state(self) -> str:
+    def _sound_state(self, change: str) -> str:
         """Where a run that failed can resume."""
         sound = newest_sound(self.run_dir / "checkpoints") if self.run_dir else None
-        return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {shlex.quote(str(sound[1]))}" if sound else ""
+        if not sound:
+            return ""
+        return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {shlex.quote(str(sound[1]))}{change}"
 
 
 def carry_out(command: Callable[[Work], int | None]) -> int:
@@ -64,7 +66,7 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     except Interrupted as stop:
         return _interrupted(stop, work)
     except Unhealthy as error:
-        return work.fail(str(error), shared=True)
+        return work.fail(str(error), change=_slower(work.trainer), shared=True)
     except Misused as error:
         return work.fail(str(error), hint=False, shared=True)
     except ValueError as error:
@@ -98,6 +100,14 @@ def _interrupted(stop: Interrupted, work: Work) -> int:
     with suppress(OSError):  # whoever read it may have gone by the same signal
         print(f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}", file=sys.stderr)
     return 128 + stop.signum
+
+
+def _slower(trainer: Any) -> str:
+    """Options that resume at a tenth of the learning rate: the steps that failed would fail again."""
+    optim = trainer.lightning_module.optim
+    max_lr = float(f"{optim.max_lr / 10:.2g}")
+    least = f" --model.optim.min_lr {optim.min_lr / 10:.1g}" if optim.min_lr > max_lr else ""
+    return f" --model.optim.max_lr {max_lr:g}{least}"
 
 
 def _too_large(trainer: Any) -> str:

@@ -54,6 +54,7 @@ def test(args: Sequence[str], work: Work) -> None:
 def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextDataModule, pl.Trainer]:
     quieten()
     settings, start = read_settings(verb, args)
+    print(*settings.notes, sep="\n", end="\n" if settings.notes else "", file=sys.stderr)
     assert start.checkpoint
     data = load_data(settings, start, verb)
     module = make_module(settings, data, start)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.commands import strict_yaml
 from tinygpt_pl.commands.configs import find_config
@@ -25,11 +26,11 @@ from tinygpt_pl.optim import OptimConfig
 from tinygpt_pl.runs.checkpoint import Checkpoint
 from tinygpt_pl.runs.folder import MARK
 from tinygpt_pl.runs.start import Start
-from tinygpt_pl.system.machine import device_type
+from tinygpt_pl.training.auto import NAMES, settle
 from tinygpt_pl.training.recipe import RunConfig
 from tinygpt_pl.training.resume import check_settings
 from tinygpt_pl.training.sharding import check_sharding
-from tinygpt_pl.training.trainer import choose_precision, make_trainer
+from tinygpt_pl.training.trainer import choose_precision, device_kind, make_trainer
 
 LOWEST = {
     "trainer.max_steps": 1,
@@ -71,7 +72,7 @@ class Settings:
         """The settings as YAML, to be run again: with the corpus that was had, into a folder of its own."""
         record = self.config.clone()
         record.data.corpus = data.corpus_place
-        for name in ("config", "ckpt_path", "run_dir"):
+        for name in ("config", "ckpt_path", "run_dir", *(() if record.auto else ("auto",))):
             record.pop(name, None)
         versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
         note = f"# {data.offline_notice}\n" if data.offline_notice else ""
@@ -105,6 +106,7 @@ def build_parser(verb: str) -> Parser:
         type=str | None,
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
+    parser.add_argument("--auto", type=list[str] | None, help="settings left to the machine; a run writes them down")
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
     parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "known"}, instantiate=False)
@@ -134,13 +136,27 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
             if config[name] == before[name] and not any(word.startswith(f"--{name}") for word in args):
                 raise ValueError(f"the run had {name} with code of its own: give it again, or --{name}=null")
     _check_values(parser, config)
-    notes = _suit(config)
-    if start.resumed and before and verb == "fit":
-        check_settings(before, config)
-    chosen, run = parser.instantiate(config), _run_config(config)
-    model, trainer = chosen.model, dict(chosen.trainer)
+    try:
+        chosen = parser.instantiate(config)
+        kind = device_kind(chosen.trainer.accelerator)
+    except (MisconfigurationException, ImportError) as error:  # of a callback, logger, plugin or accelerator
+        raise ValueError(str(error)) from error
     before = before if start.resumed else None
-    return Settings(parser, config, before, run, model.gpt, model.optim, dict(config.data), trainer, notes), start
+    device = start.resumed.content.get("machine", {}).get("device") if start.resumed else None
+    notes = settle(config, NAMES if verb == "fit" else NAMES[:-1], args, before or config, device, kind)
+    for settings in filter(None, (before, config)):
+        settings.trainer.precision = choose_precision(settings.trainer.precision, kind)
+    _check_together(config)
+    if before and verb == "fit":
+        check_settings(before, config)
+    settled = {name: config.trainer[name] for name in ("devices", "precision")}
+    if "trainer.accelerator" in (config.auto or ()):
+        settled["accelerator"] = config.trainer.accelerator
+    model, trainer = chosen.model, dict(chosen.trainer) | settled
+    made = Settings(
+        parser, config, before, _run_config(config), model.gpt, model.optim, dict(config.data), trainer, tuple(notes)
+    )
+    return made, start
 
 
 def _check_order(parser: Parser, args: Sequence[str], config: Namespace) -> None:
@@ -232,21 +248,10 @@ def _check_values(parser: Parser, config: Namespace) -> None:
         raise ValueError(f"trainer.strategy {strategy} keeps a run's end from its beginner; use ddp")
 
 
-def _suit(config: Namespace) -> tuple[str, ...]:
-    """Settle what is left to the machine; gives notes of what it cannot do."""
-    trainer, notes = config.trainer, []
-    device = device_type(trainer.accelerator)
-    if trainer.precision == "auto":
-        trainer.precision = choose_precision("auto", device)
-        if trainer.precision == "32-true":
-            notes.append(f"NOTE: float32, since this {device} has no instructions for bfloat16")
+def _check_together(config: Namespace) -> None:
+    """Refuse settings that do not go together."""
     check_sharding(config)
-    if config.ema_decay is not None and trainer.precision in ("bf16-true", "16-true"):
+    if config.ema_decay is not None and config.trainer.precision in ("bf16-true", "16-true"):
         raise ValueError(
-            f"ema_decay needs weights of more digits than {trainer.precision}: an average would stand still"
+            f"ema_decay needs weights of more digits than {config.trainer.precision}: an average would stand still"
         )
-    if config.compile == "auto":
-        config.compile = device == "cuda"
-        if not config.compile:
-            notes.append(f"NOTE: not compiled, since that does not pay on a {device}")
-    return tuple(notes)

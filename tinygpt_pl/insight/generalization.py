@@ -149,6 +149,7 @@ def still_falling(history: History) -> Finding | None:
     if not earlier:
         return None
     before = earlier[-1]
+    end = f" --model.optim.max_iters {2 * last.it}" if history.setups[-1].optim.max_iters else ""
     fall = (before.val - last.val) * 0.2 * last.it / (last.it - before.it)
     if fall < 0.01 * last.val or min(evaluations, key=lambda e: e.val) is not last:
         return None
@@ -157,6 +158,6 @@ def still_falling(history: History) -> Finding | None:
         last.it,
         f"validation was still falling at the end, from {before.val:.4f} at iteration {before.it} to {last.val:.4f}",
         ("the run is short for this network and text",),
-        f"more steps help: --trainer.max_steps {2 * last.it}",
+        f"more steps help: --trainer.max_steps {2 * last.it}{end}",
         fault=False,
     )

@@ -90,6 +90,8 @@ def learning_rate_too_high(history: History) -> Finding | None:
     if not (jump and lost) and not (on_plateau(history) and wild and (jump or frequencies)):
         return None
     lr = max((lr for _, lr in history.curve("optim/lr")), default=setup.optim.max_lr)
+    warmup = min(max(2 * setup.optim.warmup_iters, 100), setup.max_steps // 4)
+    longer = f" --model.optim.warmup_iters {warmup}" if warmup > setup.optim.warmup_iters else ""
     seen = f"it rose to {jump[1]:.2f} at iteration {jump[0]}, from {jump[2]:.2f}, and is" if jump else "it stays"
     return Finding(
         "learning-rate-too-high",
@@ -97,7 +99,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
         f"{seen} at {last.train:.2f} at iteration {last.it}; frequencies of single tokens alone give "
         f"{unigram:.2f}; the rate went up to {lr:.1e}",
         ("the learning rate is too high for this network", "the warm-up is missing or too short"),
-        f"try --model.optim.max_lr {lr / 10:.0e} --model.optim.warmup_iters {max(2 * setup.optim.warmup_iters, 100)}",
+        f"try --model.optim.max_lr {lr / 10:.0e}{longer}",
     )
 
 

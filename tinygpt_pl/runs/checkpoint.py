@@ -1,11 +1,23 @@
 """A checkpoint: what its file holds; written whole or not at all, and read as data, never as code."""
 
+import copy
 import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    BinaryIO,
+    Literal,
+    NotRequired,
+    TypedDict,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import torch
 from torch import Tensor
@@ -49,6 +61,7 @@ class Content(TypedDict):
     evaluated: int  # the optimizer step of the latest evaluation, -1 before the first
     val_loss: float  # of that evaluation, in nats per token
     events: dict[str, int]  # length of each file of the curve, in bytes
+    machine: NotRequired[dict[str, Any]]  # what rounding depends on; older files lack it
 
 
 class DamagedCheckpoint(ValueError):
@@ -79,7 +92,7 @@ class Checkpoint:
     def hand_over(self) -> dict[str, Any]:
         """Give away all that the file held, and keep none of what takes memory."""
         content: dict[str, Any] = {**self.content}
-        kept = {name: content[name] for name in get_type_hints(Content)}
+        kept = {name: content[name] for name in get_type_hints(Content) if name in content}
         self.content = cast(Content, kept | {"state_dict": {}, "optimizer_states": []})
         return content
 
@@ -92,9 +105,20 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """
     with replacing(path) as file:
         try:
-            torch.save(dict(content), file)
+            torch.save(_in_main_memory(dict(content)), file)
         except RuntimeError as error:  # torch's own complaint that something stopped a write: a full disk, a signal
             raise error.__context__ or error from None
+
+
+def _in_main_memory(value: Any) -> Any:
+    """A nested value with its tensors on the CPU, so that a machine without this one's device reads the file."""
+    if isinstance(value, dict):
+        moved = copy.copy(value)  # which keeps what a state dict notes of its modules
+        moved.update((name, _in_main_memory(part)) for name, part in value.items())
+        return moved
+    if type(value) in (list, tuple):
+        return type(value)(map(_in_main_memory, value))
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -145,6 +169,8 @@ def _check_origin(path: Path, content: Any) -> None:
 def _check_types(path: Path, found: Mapping[str, Any], layout: Any, where: str = "") -> None:
     """See that a mapping has what its layout names, with the types that it names."""
     for name, kind in get_type_hints(layout).items():
+        if name not in found and name in layout.__optional_keys__:
+            continue
         if is_typeddict(kind) and isinstance(found.get(name), dict):
             _check_types(path, found[name], kind, f"{where}{name}.")
         elif is_typeddict(kind) or not _fits(found.get(name), kind):

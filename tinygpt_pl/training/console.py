@@ -18,7 +18,7 @@ from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.guards import expected_start
 from tinygpt_pl.insight.diagnosis import diagnose
 from tinygpt_pl.module import TinyGPT
-from tinygpt_pl.optim import decay_groups
+from tinygpt_pl.optim import decay_groups, schedule_flaw
 from tinygpt_pl.runs.checkpoint import DamagedCheckpoint, peek
 from tinygpt_pl.runs.folder import checkpoint_path
 from tinygpt_pl.system.terminal import PROG, say
@@ -79,7 +79,7 @@ class Table(Callback):
             f"validation, {config.vocab_size} different ones",
             f"{total:,} parameters ({total / 1e6:.2f}M)",
         ]
-        groups = decay_groups(pl_module.gpt, pl_module.optim)
+        groups = decay_groups(pl_module, pl_module.optim)
         for name in dict.fromkeys(group["name"] for group in groups):
             label, parameters = GROUPS[name], [p for group in groups if group["name"] == name for p in group["params"]]
             lines.append(f"{label}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} parameters")
@@ -88,6 +88,8 @@ class Table(Callback):
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
         lines.append(f"curves: tensorboard --logdir {self.run_dir.parent}")
+        flaw = schedule_flaw(pl_module.optim, trainer.max_steps)
+        lines += [f"NOTE: {flaw}"] if flaw else []
         if trainer.is_global_zero:
             say(data.offline_notice, *self.notes, *lines)
 

@@ -1,18 +1,22 @@
 """TensorBoard's event file of a run: its rows, texts, pages and hyper-parameters."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_pl.system.terminal import warn
 
 CHARTS = {
-    "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},
+    # The tags of a Multiline chart share a run's colour: here val is the line, and train the other edge of the band.
+    "loss": {"val, and the gap to train": ["Margin", ["eval/val_loss", "eval/train_loss", "eval/val_loss"]]},
     "optimizer": {
         "learning rate": ["Multiline", ["optim/lr", "optim/lr_no_decay"]],
         "gradient norm before clipping": ["Multiline", ["optim/grad_norm"]],
@@ -23,6 +27,9 @@ CHARTS = {
 
 RESULTS = ("result/best_val_loss", "result/best_iter", "result/val_loss", "result/train_loss")
 """What TensorBoard's page of hyper-parameters shows of a run that has come to its end."""
+
+LEADING = {"batch_size", "max_lr", "max_steps", "n_embd", "n_layer"}
+"""Settings whose columns come first on that page: it shows five of them, and then the results."""
 
 UNSORTED = ("cache_dir", "offline_corpus")
 """Settings of the text that tell no run from another."""
@@ -85,8 +92,9 @@ class EventLogger(TensorBoardLogger):
         names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
         chosen |= {name: trainer[name] for name in names}
         plain = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
-        summaries = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
-        self._attempt(lambda: [self.experiment.file_writer.add_summary(summary) for summary in summaries])
+        page, *session = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
+        for summary in (_leading_first(page), *session):
+            self._attempt(partial(self.experiment.file_writer.add_summary, summary))
 
     def save(self) -> None:
         """Write what is buffered, and no second file of settings."""
@@ -105,3 +113,13 @@ class EventLogger(TensorBoardLogger):
         except OSError as error:
             self.broken = True
             warn(f"the curve ends here, since it cannot be written: {error}")
+
+
+def _leading_first(page: Summary) -> Summary:
+    """Have TensorBoard order the settings on its page of hyper-parameters: those that differ first, then by name."""
+    content = page.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(content.content)
+    for setting in data.experiment.hparam_infos:
+        setting.differs = setting.name in LEADING
+    content.content = data.SerializeToString()
+    return page

@@ -23,9 +23,17 @@ class LongRunNotice(Callback):
 
     BATCHES = 4
     HOURS = 1.0
+    LARGE = 1_000_000  # parameters; cpu.yaml has 0.6 million
 
-    def __init__(self, eval_interval: int, alternative: str) -> None:
-        self.eval_interval, self.alternative = eval_interval, alternative
+    def __init__(self, eval_interval: int, alternative: str, smaller: str = "") -> None:
+        """Prepare the notice.
+
+        Args:
+            eval_interval: optimizer steps from evaluation to evaluation.
+            alternative: what helps.
+            smaller: what helps instead if the model is LARGE.
+        """
+        self.eval_interval, self.alternative, self.smaller = eval_interval, alternative, smaller
         self.seen, self.start = 0, 0.0
 
     def on_validation_batch_end(
@@ -52,8 +60,10 @@ class LongRunNotice(Callback):
             steps = trainer.max_steps * trainer.accumulate_grad_batches
             training, evaluating = steps / FORWARD_SHARE, evaluations * sum(trainer.num_val_batches)
             hours = forward * (training + evaluating) / 3600
-            fewer = "most of them to evaluate: --data.eval_coverage sampled with few --data.eval_iters helps"
-            advice = fewer if evaluating > training else self.alternative
+            large = sum(p.numel() for p in pl_module.parameters()) > self.LARGE
+            advice = (self.smaller if large else "") or self.alternative
+            if evaluating > training:
+                advice = "most of them to evaluate: --data.eval_coverage sampled with few --data.eval_iters helps"
             if hours >= self.HOURS and trainer.is_global_zero:
                 say(f"NOTE: on this machine the run takes about {hours:.1f} hours; {advice}")
 

@@ -80,7 +80,6 @@ def recipe_callbacks(
         ValueError: for an `ema_decay` outside [0, 1).
     """
     fresh = start.kind == "scratch"
-    shorter = "--config cpu takes minutes" if fresh else "fewer --trainer.max_steps help"
     signals, files = StopSignals(), CheckpointFiles(start.resumed)
     record = RunRecord(run_dir, settings, data, start)
     curve = Curve(log_every_n_steps, config.peak_tflops and config.peak_tflops * 1e12, record)
@@ -89,7 +88,9 @@ def recipe_callbacks(
         signals,
         record,
         Table(run_dir, data, curve, notes),
-        LongRunNotice(config.eval_interval, shorter),
+        LongRunNotice(
+            config.eval_interval, "fewer --trainer.max_steps help", "--config cpu takes minutes" if fresh else ""
+        ),
         StepProgressBar(config.eval_interval) if progress_bar else None,
         Compilation(data) if config.compile else None,
         StepSeed(seed),

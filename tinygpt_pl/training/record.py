@@ -1,6 +1,7 @@
 """What a run writes down of itself: its settings, its corpus, its machine, and what a run that resumes has to match."""
 
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from tinygpt_pl.runs.checkpoint import FORMAT
 from tinygpt_pl.runs.folder import event_sizes
 from tinygpt_pl.runs.start import Start
 from tinygpt_pl.system.files import replacing
+from tinygpt_pl.system.terminal import say
 from tinygpt_pl.training.events import CHARTS, EventLogger, log_text
 from tinygpt_pl.training.lightning_internals import set_counters
 
@@ -50,6 +52,8 @@ class RunRecord(Callback):
     ) -> None:
         """Set Lightning's counters to the boundary between steps that the checkpoint is of."""
         set_counters(checkpoint, checkpoint["global_step"] * trainer.accumulate_grad_batches)
+        if trainer.is_global_zero:
+            say(other_bits(checkpoint.get("machine", {}), rounding(trainer.strategy.root_device)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write config.yaml, and log it with what is known of model, text and machine."""
@@ -107,4 +111,29 @@ class RunRecord(Callback):
             "corpus": {"name": self.data.corpus_name, "sha256": self.data.corpus_sha256},
             "windows_per_step": self.data.windows_per_step(trainer),
             "events": event_sizes(self.run_dir),
+            "machine": rounding(trainer.strategy.root_device),
         }
+
+
+def rounding(device: torch.device) -> dict[str, Any]:
+    """What the rounding of a step depends on, besides the settings."""
+    if device.type == "cpu":
+        kind = {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    else:
+        kind = {"name": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"device": device.type, **kind, "torch": str(torch.__version__)}
+
+
+def other_bits(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What there is to say if a run goes on where steps round in another way; nothing if they do not.
+
+    Args:
+        before: `rounding` of the run so far.
+        now: that from here on.
+    """
+    changed = {name: before[name] for name in before if name in now and before[name] != now[name]}
+    if not changed:
+        return ""
+    listed = ", ".join(f"{name} {old} -> {now[name]}" for name, old in changed.items())
+    way_out = f"; OMP_NUM_THREADS={changed['threads']} keeps them" if list(changed) == ["threads"] else ""
+    return f"NOTE: from here on the bits are not those of a run left alone: {listed}{way_out}"

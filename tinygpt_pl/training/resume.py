@@ -26,8 +26,8 @@ LASTING = (
 )
 """Settings that decide a run's windows and the shape of its state, besides the text and the windows in a step."""
 
-PLACES = {"config", "ckpt_path", "init_from", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus"}
-"""Options that say where things are, not how the run trains."""
+PLACES = {"config", "ckpt_path", "init_from", "run_dir", "data.corpus", "data.cache_dir", "data.offline_corpus", "auto"}
+"""Options that say where things are, not how the run trains; and which others are left to the machine."""
 
 
 def check_settings(before: Namespace, config: Namespace) -> None:
@@ -81,7 +81,7 @@ def check_state(
         DamagedCheckpoint: if its parts are not of one step or have other shapes than the model.
         ValueError: if a step would have another number of windows.
     """
-    check_training_state(checkpoint.content, decay_groups(module.gpt, module.optim))
+    check_training_state(checkpoint.content, decay_groups(module, module.optim))
     if averaged:
         check_average(checkpoint.content, module.state_dict())
     old, new = checkpoint.content["windows_per_step"], data.windows_per_step(trainer)
@@ -148,7 +148,8 @@ def changes(it: int, before: Namespace, config: Namespace) -> list[str]:
         before: the settings until now.
         config: the settings from now on.
     """
-    pairs = [(name, before.get(name), value) for name, value in config.items() if name not in PLACES]
+    told = PLACES | set(config.auto or ())  # a note says what becomes of those on this machine
+    pairs = [(name, before.get(name), value) for name, value in config.items() if name not in told]
     old_rate, new_rate = (f"{_rate(it, settings):.2e}" for settings in (before, config))
     pairs.append(("the learning rate of the next step", old_rate, new_rate))
     return [f"changed: {name} {old} -> {new}" for name, old, new in pairs if old != new]

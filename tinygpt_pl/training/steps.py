@@ -78,13 +78,15 @@ class Compilation(Callback):
         compiled = torch.compile(lambda idx, targets: gpt(idx, targets), dynamic=False)
         try:
             with trainer.precision_plugin.forward_context():
-                compiled(*batch)
+                _, loss = compiled(*batch)
+            loss.backward()  # is compiled when it first runs
         except Exception as error:  # of dynamo, inductor or a C++ compiler
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             message = f"NOTE: not compiled, since that failed: {reason[:200]}"
         else:
             pl_module.compiled = compiled
             message = f"compiled in {time.perf_counter() - start:.0f}s"
+        pl_module.zero_grad()  # the step was none
         if trainer.is_global_zero:
             say(message)
 

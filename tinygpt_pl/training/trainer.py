@@ -3,6 +3,7 @@
 import atexit
 import math
 import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -13,8 +14,8 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.guards import Misused
-from tinygpt_pl.system.machine import device_type, keep_freed_memory, multiplies_bf16
+from tinygpt_pl.system.machine import device_type, keep_freed_memory, multiplies_bf16, out_of_memory
 from tinygpt_pl.training.evaluation import Evaluation
 from tinygpt_pl.training.events import EventLogger
 from tinygpt_pl.training.lightning_internals import cluster_environment
@@ -76,11 +77,19 @@ def make_trainer(
         profiler: measures hooks and steps, such as simple or advanced.
         detect_anomaly: whether autograd looks for NaN in each operation; slow.
         plugins: of precision, cluster environment, checkpoints or layer synchronisation.
-        precision: kind of numbers; auto for bf16-mixed where the device has instructions for it, else 32-true
+        precision: kind of numbers; auto for bf16-mixed where the device has instructions for it, 16-mixed on an older
+            CUDA device, else 32-true.
 
     Raises:
         ValueError: if Lightning cannot do what is asked for, or the processes of a run are not as many as its devices.
     """
+    if recipe and max_steps < 1:
+        raise ValueError(f"trainer.max_steps has to be at least 1, got {max_steps}")
+    for callback in _listed(callbacks):
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ValueError(f"{type(callback).__name__} changes what the run's settings say; set it there instead")
+    if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
+        accelerator = accelerator.name()  # mixed precision is CUDA's for Lightning wherever it is given an object
     try:
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -136,11 +145,32 @@ def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given] if given else []
 
 
+PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true", "64": "64-true"}
+"""Lightning's short names for precisions, and the long ones that it turns them into."""
+
+
 def choose_precision(precision: Any, accelerator: str | Accelerator) -> Any:
-    """The precision that `auto` stands for on an accelerator; any other as it is."""
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if multiplies_bf16(device_type(str(accelerator))) else "32-true"
+    """The one name of a precision, or of what `auto` stands for on an accelerator; None stays.
+
+    Raises:
+        ValueError: for float64 on an Apple GPU.
+    """
+    kind = device_kind(accelerator)
+    if precision == "auto":
+        # Tensor cores before Ampere multiply float16, and bfloat16 in software.
+        return "bf16-mixed" if multiplies_bf16(kind) else "16-mixed" if kind == "cuda" else "32-true"
+    name = None if precision is None else PRECISIONS.get(str(precision), str(precision))
+    if name == "64-true" and kind == "mps":
+        raise ValueError("precision 64-true cannot be used: Apple GPUs have no float64; give 32-true")
+    return name
+
+
+def device_kind(accelerator: str | Accelerator) -> str:
+    """The type of device that an accelerator computes on."""
+    if isinstance(accelerator, Accelerator):
+        (device,) = accelerator.get_parallel_devices(accelerator.parse_devices(1))
+        return str(device.type)
+    return device_type(accelerator)
 
 
 class Unprofiled(PassThroughProfiler):
@@ -209,8 +239,14 @@ def check_split(data: TextDataModule, trainer: pl.Trainer, *, whole: bool = Fals
 
 @contextmanager
 def lightning_running() -> Iterator[None]:
-    """Raise `Misused` in place of Lightning's exception, so that `commands/outcome.py` need not import Lightning."""
+    """Raise `Misused` in place of Lightning's complaints, so that `commands/outcome.py` need not import Lightning."""
     try:
         yield
     except MisconfigurationException as error:
         raise Misused(str(error)) from error
+    except Exception as error:
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        *_, last = [module for module in modules if not module.startswith("torch.")]
+        if last.startswith("lightning.pytorch.callbacks.") and not out_of_memory(error):
+            raise Misused(str(error)) from error
+        raise
