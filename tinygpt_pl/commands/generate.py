@@ -1,6 +1,5 @@
 """The command generate: text goes to the output as it is drawn, everything else to the error stream."""
 
-import io
 import itertools
 import os
 import secrets
@@ -97,8 +96,6 @@ class Generation:
 
     def write(self) -> None:
         """Draw, and write each sample as it grows, one after another."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
         print(*self.notes, sep="\n", file=sys.stderr)
         samples = [Sample(self.tokenizer.decode, self.config.stop) for _ in self.idx]
         start, drawn = time.perf_counter(), 0

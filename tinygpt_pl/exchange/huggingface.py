@@ -19,6 +19,7 @@ from tinygpt_pl.exchange import gpt2, llama
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import FORMAT, Checkpoint, Content, DamagedCheckpoint, load_network
 from tinygpt_pl.system.files import decode_utf8, making
+from tinygpt_pl.system.terminal import readable
 from tinygpt_pl.text.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -63,7 +64,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path) -> None:
         "tinygpt_pl": version("tinygpt_pl"),
         "iteration": str(checkpoint.iteration),
         "val_loss": str(held["val_loss"]),
-        "corpus": held["corpus"]["name"],
+        "corpus": readable(held["corpus"]["name"]),
         "corpus_sha256": held["corpus"]["sha256"],
         "config": held["config"],
     }

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from tinygpt_pl.system.terminal import warn
+from tinygpt_pl.system.terminal import readable, warn
 
 CHARTS = {
     "loss": {"train and val": ["Multiline", ["eval/train_loss", "eval/val_loss"]]},
@@ -84,7 +84,9 @@ class EventLogger(TensorBoardLogger):
         chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
         names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
         chosen |= {name: trainer[name] for name in names}
-        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
+        plain = {
+            name: value if isinstance(value, int | float) else readable(str(value)) for name, value in chosen.items()
+        }
         summaries = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
         self._attempt(lambda: [self.experiment.file_writer.add_summary(summary) for summary in summaries])
 
