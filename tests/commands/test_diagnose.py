@@ -1,5 +1,7 @@
 """The command diagnose: its words, its exit codes, its page."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from tests.small_runs import Fitted, Run, small
+from tests.small_runs import Fitted, Run, shell, small, three_lines
 from tinygpt_pl.runs.folder import newest_run
 
 
@@ -77,6 +79,53 @@ def test_the_page_lies_beside_its_run_or_where_it_is_asked_for(
     assert (code, out.splitlines()[-1]) == (0, "report: report.html"), err
     assert cli("diagnose", "a", "--report", "--output", "page.html")[0] == 0
     assert Path("page.html").read_bytes() == Path("a/report.html").read_bytes()
+
+
+def test_the_page_takes_the_place_of_no_other_file(
+    cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    monkeypatch.chdir(tmp_path)
+    fitted("run")
+    assert cli("diagnose", "run", "--report")[0] == 0
+    assert cli("diagnose", "run", "--report")[0] == 0, "its own page may be replaced"
+    page = Path("run/report.html").read_bytes()
+
+    Path("run/report.html").write_text("mine")
+    code, out, err = cli("diagnose", "run", "--report")
+    assert (code, out) == (2, "")
+    assert "run/report.html is there already, and no page of diagnose; give another --output" in three_lines(err)
+    assert Path("run/report.html").read_text() == "mine"
+    best = Path("run/checkpoints/best.ckpt")
+    before = best.read_bytes()
+    assert cli("diagnose", "run", "--report", f"--output={best}")[0] == 2
+    assert best.read_bytes() == before
+
+    Path("real.html").write_text("mine")
+    Path("page.html").symlink_to("real.html")
+    code, _, err = cli("diagnose", "run", "--report", "--output=page.html")
+    assert (code, err) == (0, "WARNING: page.html was there already, and no page of diagnose; it is replaced\n")
+    assert Path("page.html").is_symlink()
+    assert Path("real.html").read_bytes() == page
+
+
+def test_the_page_goes_to_a_device_or_a_pipe(
+    cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    monkeypatch.chdir(tmp_path)
+    fitted("run")
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor() as reader:
+        read = reader.submit(Path("pipe").read_bytes)
+        assert cli("diagnose", "run", "--report", "--output=pipe")[0] == 0
+        assert b"<svg" in read.result()
+    assert cli("diagnose", "run", "--report", "--output=/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+    done = shell("diagnose", "run", "--report", "--output=/dev/stdout", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("<!DOCTYPE html>")
+    assert "report: /dev/stdout" in done.stdout
 
 
 @pytest.mark.parametrize(

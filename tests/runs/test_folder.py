@@ -1,7 +1,10 @@
 """Where checkpoints are looked for, who owns a folder, and how a curve goes back."""
 
+import errno
+import fcntl
 import os
 import re
+import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -21,8 +24,10 @@ from tests.small_runs import (
     small,
     start,
     three_lines,
+    wait_for,
 )
-from tinygpt_pl.runs.folder import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, rewind_events
+from tinygpt_pl.runs.folder import MARK, RunFolder, event_sizes, find_checkpoint, new_run_dir, newest_run, rewind_events
+from tinygpt_pl.system.files import make_once
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -51,6 +56,25 @@ def test_last_and_best_are_those_of_the_newest_run() -> None:
     assert find_checkpoint(str(path)) == path
 
 
+def test_the_newest_run_is_the_one_started_last_whatever_its_name(tmp_path: Path) -> None:
+    """Also in a folder of folders, behind a link, and where an older run resumes."""
+    names = ["version_10", "exp1", "version_9", "group/a", "link"]
+    Path("lightning_logs").mkdir()
+    Path("elsewhere").mkdir()
+    Path("lightning_logs/link").symlink_to(tmp_path / "elsewhere")
+    for begun, name in enumerate(names):
+        run = Path("lightning_logs", name)
+        make(str(run / "config.yaml"), str(run / "checkpoints/best.ckpt"))
+        os.utime(run / "config.yaml", (begun, begun))
+        assert newest_run() == run
+        assert find_checkpoint("best") == run / "checkpoints/best.ckpt"
+    os.utime("lightning_logs/version_9/config.yaml")
+    assert newest_run() == Path("lightning_logs/version_9")
+    make("lightning_logs/notes/config.yaml")
+    Path("lightning_logs/notes/config.yaml").write_text("mine: 1")
+    assert newest_run() == Path("lightning_logs/version_9"), "it was not written by fit"
+
+
 def test_a_missing_checkpoint_is_never_a_start_from_scratch() -> None:
     with pytest.raises(ValueError, match="no last checkpoint: there is no run in"):
         find_checkpoint("last")
@@ -58,6 +82,7 @@ def test_a_missing_checkpoint_is_never_a_start_from_scratch() -> None:
     with pytest.raises(ValueError, match="no best checkpoint in lightning_logs/version_3; give the path of one"):
         find_checkpoint("best")
     make("lightning_logs/version_2/checkpoints/best.ckpt", "lightning_logs/version_2/config.yaml")
+    os.utime("lightning_logs/version_2/config.yaml", (0, 0))  # an older run
     with pytest.raises(ValueError, match="the newest that has one is --run_dir lightning_logs/version_2"):
         find_checkpoint("best")
     with pytest.raises(ValueError, match=r"no checkpoint 'x\.ckpt'"):
@@ -70,6 +95,57 @@ def test_a_folder_has_one_owner() -> None:
         RunFolder(Path("run"))
     first.release()
     RunFolder(Path("run")).release()
+
+
+def hold_for_good(folder: Path) -> None:
+    """Hold a folder of runs where nothing can be locked, until this process is killed."""
+    os.chdir(folder)
+    without_locks(errno.ENOSYS)
+    RunFolder(Path("run"))
+    Path("held").touch()
+    time.sleep(100)
+
+
+def without_locks(number: int) -> None:
+    """As on a network drive."""
+
+    def flock(descriptor: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    fcntl.flock = flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_folder_has_one_owner_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A process that was killed holds nothing, and one that lives is named with the file that stands for it."""
+    monkeypatch.setattr(fcntl, "flock", fcntl.flock)  # undoes what follows
+    without_locks(number)
+    process = FORKS.Process(target=hold_for_good, args=(tmp_path,))
+    process.start()
+    wait_for(Path("held").exists)
+    with pytest.raises(ValueError, match=rf"in use by process {process.pid}; .* delete run/\.lock\.holder"):
+        RunFolder(Path("run"))
+    process.kill()
+    process.join()
+    (Path("run") / "config.yaml").touch()
+    for _ in range(2):
+        RunFolder(Path("run")).release()
+    assert not Path("run/.lock.holder").exists()
+    make_once(Path("cache/file"), lambda file: file.write(b"x"))
+    assert sorted(path.name for path in Path("cache").iterdir()) == ["file", "file.lock"]
+
+
+def test_a_folder_behind_a_link(cli: Run, text_file: Path) -> None:
+    """Also one that has yet to be made, as on a disk that was just mounted."""
+    Path("disk").mkdir()
+    Path("there").symlink_to("disk")
+    Path("new").symlink_to("disk/new")
+    for link in ("there", "new"):
+        assert cli("fit", *small(text_file), f"--run_dir={link}")[0] == 0
+        assert cli("fit", f"--ckpt_path={link}/checkpoints/last.ckpt", LONGER)[0] == 0
+        assert load(Path(link).resolve() / "checkpoints/last.ckpt")["global_step"] == 12
 
 
 def claim(barrier: Barrier, folder: Path) -> None:

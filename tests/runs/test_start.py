@@ -100,6 +100,18 @@ def test_a_run_without_its_configuration_is_not_written_over(cli: Run, fitted: F
     assert "run holds a run already" in three_lines(err)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/mine.ckpt"])
+def test_a_file_of_ones_own_is_neither_written_over_nor_called_deletable(cli: Run, text_file: Path, name: str) -> None:
+    path = Path("mine", name)
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    code, _, err = cli("fit", *small(text_file), "--run_dir=mine")
+    assert code == 2
+    assert str(path) in three_lines(err)
+    assert "delete" not in err
+    assert path.read_text() == "mine"
+
+
 def resume_and_list_opened(folder: Path) -> None:
     """Resume a run, and write down each file that is opened: an audit hook stays until its process ends."""
     opened: list[str] = []

@@ -26,7 +26,6 @@ from tests.small_runs import (
     signal_at,
     small,
     table,
-    three_lines,
     wait_for,
 )
 from tinygpt_pl.runs.checkpoint import read_checkpoint
@@ -93,7 +92,11 @@ def test_fault_10_stopped_twice_in_a_row(cli: Run, fitted: Fitted, text_file: Pa
     assert_same(outcome(RUN), outcome(Path("alone")))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=str,
+)
 def test_fault_09_a_signal_from_outside(text_file: Path, tmp_path: Path, signum: int, code: int) -> None:
     process = run_forked(text_file, tmp_path)
     time.sleep(0.3)
@@ -119,13 +122,16 @@ def test_fault_08_and_09_a_second_signal_stops_at_once(text_file: Path, tmp_path
     read_checkpoint(Path("run/checkpoints/last.ckpt"))
 
 
-def test_fault_09_an_interrupt_that_the_shell_has_turned_off_is_ignored(cli: Run, text_file: Path) -> None:
-    """As for a job in the background of a script."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_fault_09_an_interrupt_that_the_shell_has_turned_off_is_ignored(
+    cli: Run, text_file: Path, signum: signal.Signals
+) -> None:
+    """As for a job in the background of a script, and under nohup."""
+    before = signal.signal(signum, signal.SIG_IGN)
     try:
-        assert cli("fit", *small(text_file), signal_at(step=2, signum=int(signal.SIGINT)))[0] == 0
+        assert cli("fit", *small(text_file), signal_at(step=2, signum=int(signum)))[0] == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signum, before)
     assert load(LAST)["global_step"] == 10
 
 
@@ -149,15 +155,11 @@ def test_fault_09_a_signal_that_ends_the_reader_too(text_file: Path, tmp_path: P
     assert read_checkpoint(LAST).iteration > 0
 
 
-def test_a_run_whose_output_nobody_takes_fails_and_says_so(text_file: Path, tmp_path: Path) -> None:
-    """As with `fit | head`: the run is cut short, which is no success; what it had saved is named."""
-    options = small(text_file, trainer__max_steps=100_000)
-    command = [sys.executable, "-m", "tinygpt_pl", "fit", *options, "--trainer.enable_progress_bar=false"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        while not process.stdout.readline().startswith("iter 4 "):
-            assert process.poll() is None
-        process.stdout.close()
-        assert "is safe: python -m tinygpt_pl fit --ckpt_path" in three_lines(process.stderr.read())
-        assert process.wait(timeout=60) == 1
+def test_a_terminal_that_closes_sends_more_than_one_hangup(text_file: Path, tmp_path: Path) -> None:
+    """One from the shell, one from the system; and the machine that shuts down a SIGTERM."""
+    process = run_forked(text_file, tmp_path)
+    for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+        os.kill(process.pid, signum)
+    output = finish(process, tmp_path, code=143)
+    assert "stopped by SIGTERM at iteration " in output
+    assert load(Path("run/checkpoints/last.ckpt"))["global_step"] > 0

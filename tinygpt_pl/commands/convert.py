@@ -1,7 +1,6 @@
 """The commands export and import: from a checkpoint to a folder of Hugging Face transformers, and back."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.exchange.huggingface import architecture_of, export_folder, import_folder
 from tinygpt_pl.runs.checkpoint import read_or_point, write_checkpoint
 from tinygpt_pl.runs.folder import find_checkpoint
-from tinygpt_pl.system.terminal import PROG
+from tinygpt_pl.system.terminal import PROG, quoted
 
 
 def build_parser(verb: str) -> Parser:
@@ -42,13 +41,13 @@ def import_model(args: Sequence[str], work: Work) -> None:
     """Write the model of a folder as a checkpoint."""
     config = build_parser("import").parse_args(args)
     output = Path(os.path.expanduser(config.output))
-    if os.path.lexists(output):
+    if output.exists():
         raise ValueError(f"{output} is there already; give another --output")
     checkpoint = import_folder(Path(os.path.expanduser(config.input_dir)))
     work.begin()
     write_checkpoint(checkpoint.content, output)
     total = sum(tensor.numel() for tensor in checkpoint.content["state_dict"].values())
-    path = shlex.quote(str(output))
+    path = quoted(output)
     print(f"{output}: {total:,} parameters ({total / 1e6:.2f}M)")
     print(f"let it write: {PROG} generate --ckpt_path {path}")
     print(f"train it on: {PROG} fit --init_from {path} --data.corpus my.txt")

@@ -10,6 +10,7 @@ from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
 from tinygpt_pl.insight.history import History, read_history
 from tinygpt_pl.runs.folder import EVENTS, newest_run
 from tinygpt_pl.system.files import replacing
+from tinygpt_pl.system.terminal import warn
 
 FOUND = 3
 """Exit code of a run that is ill."""
@@ -39,23 +40,47 @@ def diagnose_runs(args: Sequence[str], work: Work) -> int:
         runs[str(folder)] = read_history(folder)
     if config.output and not config.report:
         raise ValueError(f"--output {config.output} is the place of a page: ask for one with --report")
-    output, page = Path(config.output or (folders[0] if len(runs) == 1 else Path()) / "report.html"), ""
+    place = (folders[0] if len(runs) == 1 else Path()) / "report.html"
+    output, page = Path(os.path.expanduser(config.output)) if config.output else place, ""
     if config.report:
+        from tinygpt_pl.insight.report import HEAD
         from tinygpt_pl.insight.report import page as make_page
 
         page = make_page(runs)
-        if not output.parent.is_dir() or output.is_dir():
-            raise ValueError(f"{output} cannot be the page: it has to be a file in a folder that exists")
+        _check_place(output, HEAD.encode(), named=config.output is not None)
 
     work.begin()
+    if page:  # before a reader of the lines may have seen enough
+        _write(page.encode(errors="replace"), output)
     verdicts = {name: diagnose(history) for name, history in runs.items()}
     for name, verdict in verdicts.items():
         print(*describe(name, verdict), sep="\n")
     if page:
-        with replacing(output) as file:
-            file.write(page.encode())
         print(f"report: {output}")
     return 0 if all(verdict.healthy for verdict in verdicts.values()) else FOUND
+
+
+def _check_place(output: Path, head: bytes, *, named: bool) -> None:
+    """See that a page can be written, and takes the place of none but an earlier page, or of one that was named."""
+    if not output.parent.is_dir() or output.is_dir():
+        raise ValueError(f"{output} cannot be the page: it has to be a file in a folder that exists")
+    if not output.is_file() or not output.stat().st_size:
+        return
+    with output.open("rb") as file:
+        if file.read(len(head)) == head:
+            return
+    if not named or output.suffix not in (".html", ".htm"):
+        raise ValueError(f"{output} is there already, and no page of diagnose; give another --output")
+    warn(f"{output} was there already, and no page of diagnose; it is replaced")
+
+
+def _write(page: bytes, output: Path) -> None:
+    """Write the page: in one step, also where a link leads, but to a device or a pipe as it comes."""
+    if output.exists() and not output.is_file():
+        output.write_bytes(page)
+    else:
+        with replacing(output) as file:
+            file.write(page)
 
 
 def describe(name: str, verdict: Diagnosis) -> list[str]:

@@ -31,7 +31,7 @@ def fit(args: Sequence[str], work: Work) -> None:
     if start.finished(settings.config.trainer.max_steps):
         print(f"nothing to do: iteration {start.iteration} is reached; a larger --trainer.max_steps goes on")
         return
-    with claim_run(run_dir, start, owner=is_first_process()) as run:
+    with claim_run(run_dir, start, owner=is_first_process(settings.trainer["plugins"])) as run:
         module = make_module(settings, data, start)
         callbacks = recipe_callbacks(
             run,
@@ -53,9 +53,9 @@ def fit(args: Sequence[str], work: Work) -> None:
             module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
         check_split(data, trainer)
         work.begin(trainer, run)
-        if is_first_process():
+        if trainer.is_global_zero:
             start.rewind(run)
-        with lightning_running():
+        with lightning_running(trainer):
             trainer.fit(module, data, ckpt_path=resumed.path if resumed else None, weights_only=True)
 
 

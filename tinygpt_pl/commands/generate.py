@@ -1,6 +1,5 @@
 """The command generate: text goes to the output as it is drawn, everything else to the error stream."""
 
-import io
 import itertools
 import os
 import re
@@ -104,8 +103,6 @@ def generate_text(args: Sequence[str], work: Work) -> None:
 
 def write(samples: Sequence[Sample], prompt: str, tokens: Iterator[Tensor], most: int) -> int:
     """Write each sample as it grows, one after another; gives the number of tokens drawn, `most` for each at most."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character, which is no reason to stop
     drawn, shown = 0, show(samples, prompt)
     next(shown)
     # On a terminal, the text itself is the progress.

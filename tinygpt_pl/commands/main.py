@@ -9,6 +9,7 @@ from importlib import import_module
 
 from tinygpt_pl.commands.outcome import Work, carry_out
 from tinygpt_pl.commands.parser import VERBS
+from tinygpt_pl.system.streams import close_output, secure_streams
 from tinygpt_pl.system.terminal import PROG, fail
 
 COMMANDS = {
@@ -25,6 +26,12 @@ COMMANDS = {
 TRAINING = {"fit", "validate", "test"}
 """Commands with a Trainer, which looks after signals itself."""
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""What Lightning reads while it is imported."""
+
+ENDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Signals that end the other commands; Windows has no SIGHUP."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -34,15 +41,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, and
-        128 and the signal's number if one stopped it: 130, 138 or 143.
+        128 and the signal's number if one stopped it: 129, 130, 138 or 143.
 
     Raises:
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed: what is meant for it would fail, or end up in the other
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     args = sys.argv[1:] if args is None else args
+    secure_streams(training=list(args[:1]) == ["fit"])
+    try:
+        return _dispatch(args)
+    finally:
+        close_output()
+
+
+def _dispatch(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
         return 0 if args else 2
@@ -52,11 +64,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
+    before = {signum: signal.getsignal(signum) for signum in ENDS}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
     try:
         return carry_out(lambda work: _run(verb, options, work))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _command_meant(args: Sequence[str]) -> str:
@@ -69,6 +85,9 @@ def _command_meant(args: Sequence[str]) -> str:
 
 
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
+    for name in RANKS if verb in TRAINING else ():
+        if not os.environ.get(name, "0").isdecimal():
+            raise ValueError(f"{name} has to be the number of a process, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
     code: int | None = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)(options, work)
     return code

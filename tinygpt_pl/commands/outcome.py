@@ -1,17 +1,14 @@
 """How a command ends: the one place where exceptions become messages and exit codes."""
 
-import os
-import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinygpt_pl.guards import Interrupted, Misused, Unhealthy
 from tinygpt_pl.runs.checkpoint import newest_sound
 from tinygpt_pl.system.machine import out_of_memory
-from tinygpt_pl.system.terminal import PROG, fail, refuse
+from tinygpt_pl.system.terminal import PROG, fail, quoted, refuse
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -51,7 +48,7 @@ class Work:
         sound = newest_sound(self.run_dir / "checkpoints") if self.run_dir else None
         if not sound:
             return ""
-        return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {shlex.quote(str(sound[1]))}{change}"
+        return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {quoted(sound[1])}{change}"
 
 
 def carry_out(command: Callable[[Work], int | None]) -> int:
@@ -60,9 +57,8 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     try:
         code = command(work) or 0
         sys.stdout.flush()
-    except BrokenPipeError as error:  # the reader of some text has seen enough; but a run has been cut short
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return work.fail(str(error)) if work.trainer else 0
+    except BrokenPipeError as error:  # the reader of some text has seen enough; a run's table is dropped instead
+        return work.fail(str(error)) if work.run_dir else 0
     except Interrupted as stop:
         return _interrupted(stop, work)
     except Unhealthy as error:
@@ -97,8 +93,7 @@ def _interrupted(stop: Interrupted, work: Work) -> int:
     """Print how to resume; the exit code is that of the signal, on rank 0."""
     if not work.first:
         return 0
-    with suppress(OSError):  # whoever read it may have gone by the same signal
-        print(f"{stop}; go on with: {PROG} fit --ckpt_path {shlex.quote(str(stop.path))}", file=sys.stderr)
+    print(f"{stop}; go on with: {PROG} fit --ckpt_path {quoted(stop.path)}", file=sys.stderr)
     return 128 + stop.signum
 
 

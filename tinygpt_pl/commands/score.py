@@ -22,7 +22,7 @@ def validate(args: Sequence[str], work: Work) -> None:
     """Print the line of the table again."""
     checkpoint, module, data, trainer = _prepare("validate", args)
     work.begin(trainer)
-    with redirect_stdout(sys.stderr), lightning_running():  # where Lightning's bar belongs: the output is the score
+    with redirect_stdout(sys.stderr), lightning_running(trainer):  # Lightning prints its bar to the output
         trainer.validate(module, data, verbose=False)
     train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
     if trainer.is_global_zero:
@@ -33,7 +33,7 @@ def test(args: Sequence[str], work: Work) -> None:
     """Print the loss over the whole validation split in the units of the field, and what part of the text that is."""
     checkpoint, module, data, trainer = _prepare("test", args)
     work.begin(trainer)
-    with redirect_stdout(sys.stderr), lightning_running():
+    with redirect_stdout(sys.stderr), lightning_running(trainer):
         trainer.test(module, data, verbose=False)
     nats, unit = trainer.callback_metrics["test/loss"].item(), data.tokenizer.unit
     tokens, bits = len(data.splits["val"]) - 1, nats / math.log(2)

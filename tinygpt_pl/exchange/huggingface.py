@@ -19,7 +19,7 @@ from tinygpt_pl.exchange import gpt2, llama
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.runs.checkpoint import FORMAT, Checkpoint, Content, DamagedCheckpoint, load_network
 from tinygpt_pl.system.files import decode_utf8, making
-from tinygpt_pl.system.terminal import say
+from tinygpt_pl.system.terminal import readable, say
 from tinygpt_pl.text.pairs import END_OF_TEXT
 from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -67,7 +67,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path) -> None:
         "tinygpt_pl": version("tinygpt_pl"),
         "iteration": str(checkpoint.iteration),
         "val_loss": str(held["val_loss"]),
-        "corpus": held["corpus"]["name"],
+        "corpus": readable(held["corpus"]["name"]),
         "corpus_sha256": held["corpus"]["sha256"],
         "config": held["config"],
     }

@@ -13,6 +13,12 @@ from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
 from tinygpt_pl.insight.evidence import Finding
 from tinygpt_pl.insight.history import History, unfenced
 
+HEAD = (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+)
+"""What every page begins with, so that it is known again."""
+
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--card:#f5f6f8;--fg:#1c2127;--text:#56606b;--grid:#dfe3e8;--fault:#b3261e;
 --batch:#94c5e3;--c0:#0072b2;--c1:#c65500;--c2:#00805d;--c3:#a64d82;--c4:#806400;--c5:#3f4750}
@@ -61,8 +67,7 @@ def page(runs: Mapping[str, History]) -> str:
         title, parts = f"{len(runs)} runs compared", _comparison(runs, found)
     body = "\n".join(parts)
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"{HEAD}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{clean(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from tinygpt_pl.system.files import sweep
+from tinygpt_pl.system.files import hold, holder_of, short, sweep
 
 LOGS = Path("lightning_logs")
 """Where runs are kept that are given no other folder."""
@@ -42,13 +42,21 @@ def new_run_dir() -> Path:
     return LOGS / f"version_{versions[-1][0] + 1 if versions else 0}"
 
 
+def _runs() -> list[Path]:
+    """The runs in lightning_logs, by the time they were last started, whatever their names; two folders deep."""
+    configs = {config for depth in ("", "*/", "*/*/") for config in LOGS.glob(f"{depth}config.yaml")}
+    runs = {config.parent: config.stat().st_mtime_ns for config in configs if is_run(config.parent)}
+    numbers = {version: number for number, version in _versions()}
+    return sorted(runs, key=lambda run: (runs[run], numbers.get(run, -1), run))
+
+
 def newest_run() -> Path:
-    """The newest run in lightning_logs.
+    """The run in lightning_logs that was started or resumed last.
 
     Raises:
         ValueError: if there is none.
     """
-    runs = [version for _, version in _versions() if is_run(version)]
+    runs = _runs()
     if not runs:
         raise ValueError(f"there is no run in {LOGS.resolve()}; fit makes one")
     return runs[-1]
@@ -57,7 +65,7 @@ def newest_run() -> Path:
 def run_of(path: Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None for a file that was moved out of one."""
     folder = path.absolute().parent
-    return Path(os.path.relpath(folder.parent)) if folder.name == "checkpoints" and is_run(folder.parent) else None
+    return short(folder.parent) if folder.name == "checkpoints" and is_run(folder.parent) else None
 
 
 def find_checkpoint(ckpt_path: str, run_dir: str | Path | None = None) -> Path:
@@ -75,13 +83,13 @@ def find_checkpoint(ckpt_path: str, run_dir: str | Path | None = None) -> Path:
         if not path.is_file():
             raise ValueError(f"no checkpoint {ckpt_path!r}: it has to be last, best or the path of a file")
         return path
-    versions = [(number, version) for number, version in _versions() if is_run(version)]
-    if run_dir is None and not versions:
+    runs = _runs()
+    if run_dir is None and not runs:
         raise ValueError(f"no {ckpt_path} checkpoint: there is no run in {LOGS.resolve()}; fit makes one")
-    run = Path(os.path.expanduser(run_dir)) if run_dir else versions[-1][1]
+    run = Path(os.path.expanduser(run_dir)) if run_dir else runs[-1]
     path = checkpoint_path(run, ckpt_path)
     if not path.is_file():
-        others = [version for _, version in versions if checkpoint_path(version, ckpt_path).is_file()]
+        others = [other for other in runs if checkpoint_path(other, ckpt_path).is_file()]
         way_out = f"the newest that has one is --run_dir {others[-1]}" if others else "give the path of one"
         raise ValueError(f"no {ckpt_path} checkpoint in {run}; {way_out}")
     return path
@@ -102,18 +110,15 @@ class RunFolder:
         """
         self.path = self._make(path)
         lock = self.path / ".lock"
-        self._lock = FileLock(lock, timeout=0)
+        self._owner = self.path / ".lock.pid"  # a file of its own: Windows lets nobody else open a locked one
         try:
-            holder = lock.read_text(errors="replace") if lock.exists() else ""
-            self._lock.acquire()
+            self._lock = hold(lock, timeout=0)
         except Timeout:
-            raise ValueError(
-                f"{self.path} is in use by process {holder}; wait for its end or give another --run_dir"
-            ) from None
+            raise ValueError(self._in_use(holder_of(lock))) from None
         except OSError:
             self._remove_empty()
             raise
-        lock.write_text(str(os.getpid()))
+        self._owner.write_text(str(os.getpid()))
         for folder, pattern in ((self.path, "config.yaml"), (self.path / "checkpoints", "*.ckpt")):
             sweep(folder, pattern)
             if folder.exists() and not os.access(folder, os.W_OK):
@@ -125,22 +130,35 @@ class RunFolder:
             folder = path or new_run_dir()
             self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
             try:
-                folder.mkdir(parents=True, exist_ok=path is not None)
+                Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=path is not None)  # also where a link leads
             except FileExistsError:
                 if path is not None:
                     raise
             else:
                 return folder
 
+    def _in_use(self, holder: Path) -> str:
+        """What to say to a process that comes second."""
+        owner = self._owner.read_text(errors="replace") if self._owner.exists() else ""
+        gone = f"; if there is no such process any more, delete {holder}" if holder.exists() else ""
+        return f"{self.path} is in use by process {owner}; wait for its end or give another --run_dir{gone}"
+
     def release(self) -> None:
         """Let go of the folder; one that nothing was written into goes too."""
-        self._remove_empty()
-        self._lock.release()
+        with suppress(OSError):  # gone with its folder
+            self._owner.unlink()
+        if os.name == "nt":  # where an open file cannot be deleted, and so none that another process has locked
+            self._lock.release()
+            self._remove_empty()
+        else:
+            self._remove_empty()
+            self._lock.release()
 
     def _remove_empty(self) -> None:
         with suppress(OSError):  # gone already, or something is in it by now
-            if self._made and {entry.name for entry in self.path.iterdir()} <= {".lock"}:
-                (self.path / ".lock").unlink(missing_ok=True)
+            if self._made and all(entry.name.startswith(".lock") for entry in self.path.iterdir()):
+                for lock in self.path.glob(".lock*"):
+                    lock.unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
 

@@ -1,5 +1,6 @@
 """How a run starts: from scratch, from the weights of a checkpoint, or where a run stopped; and in which folder."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from tinygpt_pl.runs.checkpoint import Checkpoint, read_checkpoint, read_or_point
-from tinygpt_pl.runs.folder import RunFolder, checkpoint_path, find_checkpoint, new_run_dir, rewind_events, run_of
+from tinygpt_pl.runs.folder import (
+    RunFolder,
+    checkpoint_path,
+    find_checkpoint,
+    is_run,
+    new_run_dir,
+    rewind_events,
+    run_of,
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,22 @@ def place_run(start: Start, given: Path | None) -> tuple[Path | None, str]:
         if given:
             raise ValueError(f"{beyond}; go on with --ckpt_path {last}, or give another --run_dir")
         return None, f"NOTE: {beyond}: this is a new run that starts there"
-    if given and ((given / "config.yaml").exists() or any(given.glob("checkpoints/*.ckpt"))):
-        last = checkpoint_path(given, "last")
-        way_out = f"go on with --ckpt_path {last}" if last.exists() else "it has no checkpoint yet: delete it"
-        raise ValueError(f"{given} holds a run already; {way_out}, or give another --run_dir")
+    if given:
+        _check_free(given)
     return given, ""
+
+
+def _check_free(folder: Path) -> None:
+    """See that nothing in a folder would be written over by a new run."""
+    last, config = checkpoint_path(folder, "last"), folder / "config.yaml"
+    checkpoints = sorted(folder.glob("checkpoints/*.ckpt"))
+    if last in checkpoints:
+        raise ValueError(f"{folder} holds a run already; go on with --ckpt_path {last}, or give another --run_dir")
+    if checkpoints or is_run(folder):
+        found = checkpoints[0] if checkpoints else f"{config}, but no checkpoint to go on from"
+        raise ValueError(f"{folder} holds a run already: there is {found}; give another --run_dir")
+    if os.path.lexists(config):
+        raise ValueError(f"{config} was not written by fit, and a run would write over it; give another --run_dir")
 
 
 def _sound_iteration(path: Path) -> int:

@@ -7,6 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -92,15 +94,34 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def check_memory(parameters: int) -> None:
-    """See that the weights of a network alone are no larger than this machine's memory.
+    """See that the weights of a network alone are no larger than the memory that this process may use.
 
     Raises:
         ValueError: with both sizes.
     """
     weights = 4 * parameters
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = min(memory, _group_limit())
     if weights > memory:
         raise ValueError(
-            f"a network with {parameters:.2e} parameters takes {weights / 1e9:,.0f} GB, but this machine has "
-            f"{memory / 1e9:,.0f} GB; lower --model.gpt.n_layer or --model.gpt.n_embd"
+            f"a network with {parameters:.2e} parameters takes {weights / 1e9:,.1f} GB, but this machine has "
+            f"{memory / 1e9:,.1f} GB for it; lower --model.gpt.n_layer or --model.gpt.n_embd"
         )
+
+
+GROUPS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
+"""Of both versions of Linux's control groups: their name, where they are, and the file with the limit."""
+
+
+def _group_limit() -> float:
+    """Bytes that Linux lets the control groups of this process use, as in a container; infinite if it sets no limit."""
+    limits = [math.inf]
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            base, name = GROUPS.get(kind, ("", ""))
+            folder = Path("/sys/fs/cgroup", base, group.lstrip("/"))
+            for place in (folder, *folder.parents) if name else ():
+                with suppress(OSError, ValueError):  # without a limit, the file has a word in it or is not there
+                    limits.append(int((place / name).read_text()))
+    return min(limits)

@@ -1,8 +1,10 @@
 """Lines printed for a person: results on the output, warnings and errors on the error stream."""
 
 import os
+import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -11,6 +13,16 @@ PROG = "python -m tinygpt_pl"
 
 PATIENCE = 5.0
 """Seconds that the other processes of a machine leave to the first to print what is wrong."""
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a command that is to be typed; with /, so that Windows needs no quotes for its own."""
+    return shlex.quote(path.as_posix())
+
+
+def readable(text: str) -> str:
+    """A text without what is no character: the bytes of a file's name that are not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def say(*lines: str) -> None:

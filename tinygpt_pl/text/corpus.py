@@ -100,7 +100,7 @@ def _signature(source: Path | str) -> list[Any]:
 
 def default_cache_dir() -> Path:
     """Where downloads and token files are kept: $TINYGPT_CACHE, else `data`."""
-    return Path(os.environ.get("TINYGPT_CACHE") or "data")
+    return Path(os.path.expanduser(os.environ.get("TINYGPT_CACHE") or "data"))
 
 
 def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None, field: str = "text") -> Corpus:

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from tinygpt_pl.system.terminal import warn
+from tinygpt_pl.system.terminal import readable, warn
 
 CHARTS = {
     # The tags of a Multiline chart share a run's colour: here val is the line, and train the other edge of the band.
@@ -91,7 +91,9 @@ class EventLogger(TensorBoardLogger):
         chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
         names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
         chosen |= {name: trainer[name] for name in names}
-        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
+        plain = {
+            name: value if isinstance(value, int | float) else readable(str(value)) for name, value in chosen.items()
+        }
         page, *session = hparams(plain, dict.fromkeys(RESULTS))  # type: ignore[no-untyped-call]  # torch's
         for summary in (_leading_first(page), *session):
             self._attempt(partial(self.experiment.file_writer.add_summary, summary))

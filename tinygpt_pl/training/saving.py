@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from tinygpt_pl.guards import Interrupted
 from tinygpt_pl.runs.checkpoint import Checkpoint, iteration_of, read_checkpoint, write_checkpoint
 from tinygpt_pl.runs.folder import checkpoint_path
+from tinygpt_pl.system.files import short
 from tinygpt_pl.system.terminal import warn
 from tinygpt_pl.windows import Batch
 
@@ -45,7 +46,7 @@ class CheckpointFiles(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a file; where that fails, the old one stays, and the run goes on with a warning."""
-        path = Path(os.path.relpath(path))
+        path = short(path)
         try:
             write_checkpoint(checkpoint, path)
         except OSError as error:
@@ -88,7 +89,7 @@ class BestCheckpoint(ModelCheckpoint):
         before["best_k_models"] = dict(before["best_k_models"])
         super().on_validation_end(trainer, pl_module)
         improved = self.best_model_score is not before["best_model_score"]
-        if improved and trainer.strategy.broadcast(Path(os.path.relpath(self.best_model_path)) in self.files.failures):
+        if improved and trainer.strategy.broadcast(short(self.best_model_path) in self.files.failures):
             super().load_state_dict(before)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -102,15 +103,22 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class StopSignals(Callback):
-    """Notes the first Ctrl-C, SIGTERM or SIGUSR1 while the run trains; a second one ends the process at once.
+    """Notes the first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 while the run trains; a second one ends the process at once.
 
-    SIGUSR1 is what a cluster is commonly told to send before the time of a job is up.
+    SIGUSR1 is what a cluster is commonly told to send before the time of a job is up. SIGHUP comes several times where
+    a terminal is closed, from the shell and from the system, so it ends nothing at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+    SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none, nor SIGUSR1
+    SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, SIGHUP, getattr(signal, "SIGUSR1", None))))
 
     def __init__(self) -> None:
         self.received = 0
+
+    @property
+    def wish(self) -> int:
+        """0 for nothing, or 1 and the number of the signal that is to stop the run."""
+        return 1 + self.received if self.received else 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over from Lightning, which would stop in mid-step; at the end it gives the signals back itself."""
@@ -121,7 +129,10 @@ class StopSignals(Callback):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:
-            os._exit(128 + signum)
+            if signum == self.SIGHUP:
+                return
+            if self.received != self.SIGHUP:
+                os._exit(128 + signum)
         self.received = signum
         with suppress(OSError):  # whoever read it may have gone by the same signal
             os.write(2, b"\nstopping after this step; a second signal stops at once\n")  # print may be busy printing
@@ -130,7 +141,8 @@ class StopSignals(Callback):
 class LastCheckpoint(CheckpointCallback):
     """Keeps the newest state: saved after each evaluation, every few minutes between, and when a signal stops the run.
 
-    Each rank states its wish as an integer: 0 for nothing, 1 to save, a signal's number to stop. All do the largest.
+    Each rank states its wish as an integer: 0 for nothing, 1 to save, 1 and a signal's number to save and stop. All do
+    the largest.
     """
 
     def __init__(self, run_dir: Path, minutes: float, signals: StopSignals, files: CheckpointFiles) -> None:
@@ -161,7 +173,7 @@ class LastCheckpoint(CheckpointCallback):
         """At the end of an optimizer step, save if it is time to, and stop if a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self._heed(trainer, self.signals.received or int(time.monotonic() >= self.due))
+        self._heed(trainer, self.signals.wish or int(time.monotonic() >= self.due))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find out how long all processes look for signals together: one may have fewer batches than another."""
@@ -178,20 +190,20 @@ class LastCheckpoint(CheckpointCallback):
     ) -> None:
         """Stop in the middle of an evaluation if a signal came; the run that goes on begins with it."""
         if batch_idx < self.common[dataloader_idx]:
-            self._heed(trainer, self.signals.received)
+            self._heed(trainer, self.signals.wish)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run with an error if its newest state is not on the disk."""
         self.files.check()
 
     def _heed(self, trainer: pl.Trainer, wish: int) -> None:
-        """Do the most that any process wishes: nothing (0), save (1), or save and stop (a signal's number)."""
+        """Do the most that any process wishes: nothing (0), save (1), or save and stop (more)."""
         wish = self._agree(trainer, wish, "max")
         if wish:
             self._save(trainer)
         if wish > 1:
             self.files.check()
-            raise Interrupted(wish, trainer.global_step, self.path)
+            raise Interrupted(wish - 1, trainer.global_step, self.path)
 
     @staticmethod
     def _agree(trainer: pl.Trainer, number: int, reduce_op: str) -> int:
