@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import FORKS
+from tests.reference import english
+from tests.small_runs import FORKS, Run, small
 from tinygpt_pl.text.corpus import default_cache_dir, download, load_corpus
 from tinygpt_pl.text.tokens import prepare
 
@@ -202,7 +203,7 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
     cache = tmp_path / "data"
     for name in (
         *("a.txt", "data/b.txt"),
-        *("tiny.yaml", "other.yml", "gpt2.ckpt", "data/tinyshakespeare.txt", "data/tokens/a.safetensors"),
+        *("tiny.yaml", "train.log", "gpt2.ckpt", "data/tinyshakespeare.txt", "data/tokens/a.safetensors"),
         *("data/tokens/a.safetensors.checked", "runs/x/events.out.tfevents.1", "runs/x/notes.txt", "x.ckpt.partial"),
         *("my-gpt/model.safetensors", "my-gpt/config.json", "model.safetensors"),
     ):
@@ -211,9 +212,9 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
         path.write_text(name)
     found = load_corpus(str(tmp_path), cache)
     assert found.text == "a.txt\n\ndata/b.txt"
-    assert found.note.startswith(f"NOTE: no text of '{tmp_path}', but settings or output: ")
+    assert found.note.startswith(f"NOTE: corpus '{tmp_path}' leaves out settings and output: ")
     assert load_corpus(str(tmp_path / "**" / "*"), cache).text.split("\n\n") == sorted(
-        ["a.txt", "data/b.txt", "other.yml", "tiny.yaml"]
+        ["a.txt", "data/b.txt", "tiny.yaml", "train.log"]
     )
     assert load_corpus(str(cache), cache).text == "data/b.txt\n\ndata/tinyshakespeare.txt"
     assert load_corpus(str(tmp_path / "tiny.yaml"), cache).text == "tiny.yaml"
@@ -225,3 +226,21 @@ def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="cannot be read twice"):
         load_corpus(str(tmp_path / "pipe"), tmp_path)
+
+
+def test_a_run_in_the_folder_of_its_text_resumes(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it and the other commands have written there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TINYGPT_CACHE")
+    Path("a.txt").write_text(english())
+    Path("tiny.yaml").write_text("trainer: {max_steps: 4}")
+    options = [option for option in small(Path("."), trainer__max_steps=4) if "max_steps" not in option]
+    code, out, err = cli("fit", "--config=tiny.yaml", *options)
+    assert code == 0, err
+    assert out.splitlines()[0] == "NOTE: corpus '.' leaves out settings and output: tiny.yaml"
+    assert cli("diagnose", "--report", "--output=page.html")[0] in (0, 3)
+    assert cli("export", "--output_dir=exported")[0] == 0
+    Path("train.log").write_text(out)
+    code, out, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    assert code == 0, err
+    assert len(list(Path("data/tokens").glob("*.safetensors"))) == 1

@@ -58,7 +58,7 @@ class Corpus:
         if not self.left_out:
             return ""
         some = ", ".join(map(str, self.left_out[:3]))
-        return f"NOTE: no text of {self.name!r}, but settings or output: {some}{', …' * (len(self.left_out) > 3)}"
+        return f"NOTE: corpus {self.name!r} leaves out settings and output: {some}{', …' * (len(self.left_out) > 3)}"
 
     def parts(self, progress: Progress = lambda count: None) -> Iterator[str]:
         """The whole of it in pieces, none of them empty, with a SEPARATOR between two texts.

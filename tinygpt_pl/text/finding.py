@@ -13,8 +13,8 @@ CURVE, WEIGHTS = "events.out.tfevents.*", "*.safetensors"
 OUTPUTS = (CURVE, WEIGHTS, "*.ckpt", "*.partial")
 """Names of what runs and exports write."""
 
-SETTINGS = ("*.yaml", "*.yml")
-"""Names of settings for `--config`, which often lie beside the texts; a pattern may ask for such files."""
+BESIDE = ("*.yaml", "*.yml", "*.log", "nohup.out")
+"""Names of settings and of printed output, which often lie beside the texts; a pattern may ask for such files."""
 
 REPORT = b"default-src 'none'; style-src 'unsafe-inline'"
 """What the first lines of a page of `diagnose --report` hold."""
@@ -40,7 +40,7 @@ def find_files(corpus: str, downloads: Iterable[Path]) -> tuple[list[Path], list
     left_out: list[Path] = []
     names: tuple[str, ...] = OUTPUTS
     if path.is_dir():
-        root, names = path, OUTPUTS + SETTINGS
+        root, names = path, OUTPUTS + BESIDE
         found = _walk(root, left_out)
     elif any(sign in corpus for sign in "*?["):
         root = _fixed(path)

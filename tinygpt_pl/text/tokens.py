@@ -91,7 +91,7 @@ def prepare(
 
     def place(given: Any) -> tuple[Path, str]:
         made_of = _sha256(json.dumps([FORMAT, signature, val_fraction, given]))
-        name = Path(corpus.name).stem[:40].replace("*", "_") or "corpus"
+        name = Path(corpus.place).stem[:40].replace("*", "_") or "corpus"
         return cache_dir / "tokens" / f"{name}-{made_of[:12]}.safetensors", made_of
 
     path, made_of = place([kind, vocab_size if kind == "bpe" else 0])
