@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tinygpt_pl.commands.outcome import Work, carry_out
-from tinygpt_pl.commands.parser import VERBS
-from tinygpt_pl.system.terminal import PROG, fail
+from tinygpt_pl.commands.parser import VERBS, repeated
+from tinygpt_pl.system.terminal import PROG, fail, warn
 
 COMMANDS = {
     "fit": ("fit", "fit"),
@@ -50,6 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb not in COMMANDS:
         fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}", _command_meant(args))
         return 2
+    for name in repeated(options):
+        warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
     before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
