@@ -66,8 +66,9 @@ def _command_meant(args: Sequence[str]) -> str:
     if args[0].startswith("-"):
         later = [word for word in args if word in COMMANDS]
         return f"the command comes first: {PROG} {(later or ['COMMAND'])[0]} {args[0]} …"
-    close = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
-    return f"did you mean {close[0]}?" if close else ""
+    words = {word: verb for verb, text in VERBS.items() for word in (*text.split(), verb)}  # train, a word of fit's
+    close = difflib.get_close_matches(args[0].lower(), words, n=1, cutoff=0.75)
+    return f"did you mean {words[close[0]]}?" if close else ""
 
 
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
