@@ -1,6 +1,7 @@
 """Fixtures that several test files share: texts, folders, disks and the command line."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -65,9 +66,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first request
 
 
+@pytest.fixture(scope="session")
+def parser_of() -> Callable[[str], Any]:
+    """`build_parser` of fit, validate and test, which takes as long as many a test, once for each command."""
+    from tinygpt_pl.commands.settings import build_parser
+
+    return functools.cache(build_parser)
+
+
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Run:
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, parser_of: Callable[[str], Any]) -> Run:
     """Run a command in this process; gives its exit code, its output and its errors."""
+    monkeypatch.setattr("tinygpt_pl.commands.settings.build_parser", parser_of)
 
     def run(*args: str) -> tuple[int, str, str]:
         from tinygpt_pl.commands.main import main

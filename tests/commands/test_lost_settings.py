@@ -7,6 +7,7 @@ import pytest
 
 from tests.small_runs import Run
 from tinygpt_pl.commands import generate
+from tinygpt_pl.commands.parser import repeated
 from tinygpt_pl.commands.settings import read_settings
 
 FILES = {
@@ -52,10 +53,6 @@ def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_n
         ("--run_dir=", "run_dir is the text ''"),
         ("--init_from=", "init_from is the text ''"),
         ("--data.cache_dir=", "data.cache_dir is the text ''"),
-        ("--eval_interval 7 --eval_interval 8", "--eval_interval is given twice"),
-        ("--eval_interval=7 --seed_everything 1 --eval_interval 7", "--eval_interval is given twice"),
-        ("--ckpt_path last --ckpt_path best", "--ckpt_path is given twice"),
-        ("--model.gpt.n_layer 2 --model.gpt={n_head:␣1}", "--model.gpt is given twice"),
         ("--eval_interval 8 --config seven.yaml", "--eval_interval 8 comes before a --config that sets 7"),
         ("--eval_interval=8 -cseven.yaml --seed_everything 1", "--eval_interval 8 comes before a --config that sets 7"),
         ("--config empty.yaml", "empty.yaml: it has to hold settings"),
@@ -71,6 +68,26 @@ def test_what_would_be_lost_is_refused(cli: Run, words: str, named: str) -> None
     assert len(err.splitlines()) <= 3
     assert re.search(named, err), err
     assert {path.name for path in Path().iterdir()} == FILES.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--eval_interval 7 --eval_interval 0", "--eval_interval"),
+        ("--eval_interval=7 --seed_everything 1 --eval_interval 0", "--eval_interval"),
+        ("--ckpt_path last --ckpt_path best", "--ckpt_path"),
+        ("--model.gpt.n_layer 2 --model.gpt {n_layer:␣0}", "--model.gpt"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_named(cli: Run, words: str, named: str) -> None:
+    code, _, err = cli("fit", *(word.replace("␣", " ") for word in words.split(" ")))
+    assert code == 2
+    assert f"WARNING: {named} is given twice; the last one counts\n" in err
+
+
+@pytest.mark.parametrize("words", ["--config a.yaml --config b.yaml", "--stop a --stop b", "--prompt --prompt_file"])
+def test_what_may_be_repeated_is_not_named(words: str) -> None:
+    assert repeated(words.split()) == []
 
 
 def test_options_and_files_that_agree_may_come_in_any_order() -> None:

@@ -120,6 +120,8 @@ def test_commands_are_listed_and_others_refused(cli: Run) -> None:
     assert (code, len(err.splitlines())) == (2, 1)
     for words, hint in (
         (["Fitt"], "did you mean fit?"),
+        (["trian"], "did you mean fit?"),
+        (["exports"], "did you mean export?"),
         (["--config", "cpu", "fit"], f"the command comes first: {PROG} fit --config"),
         (["--seed", "1"], f"the command comes first: {PROG} COMMAND --seed"),
     ):

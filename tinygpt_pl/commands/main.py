@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tinygpt_pl.commands.outcome import Work, carry_out
-from tinygpt_pl.commands.parser import VERBS
+from tinygpt_pl.commands.parser import VERBS, repeated
 from tinygpt_pl.system.streams import close_output, secure_streams
-from tinygpt_pl.system.terminal import PROG, fail
+from tinygpt_pl.system.terminal import PROG, fail, warn
 
 COMMANDS = {
     "fit": ("fit", "fit"),
@@ -62,6 +62,8 @@ def _dispatch(args: Sequence[str]) -> int:
     if verb not in COMMANDS:
         fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}", _command_meant(args))
         return 2
+    for name in repeated(options):
+        warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
     before = {signum: signal.getsignal(signum) for signum in ENDS}
@@ -80,8 +82,9 @@ def _command_meant(args: Sequence[str]) -> str:
     if args[0].startswith("-"):
         later = [word for word in args if word in COMMANDS]
         return f"the command comes first: {PROG} {(later or ['COMMAND'])[0]} {args[0]} …"
-    close = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
-    return f"did you mean {close[0]}?" if close else ""
+    words = {word: verb for verb, text in VERBS.items() for word in (*text.split(), verb)}  # train, a word of fit's
+    close = difflib.get_close_matches(args[0].lower(), words, n=1, cutoff=0.75)
+    return f"did you mean {words[close[0]]}?" if close else ""
 
 
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:

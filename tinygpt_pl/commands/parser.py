@@ -32,7 +32,7 @@ TEXT = {"prompt"}
 
 
 class Parser(ArgumentParser):
-    """An ArgumentParser that reports what is wrong in three lines at most, and drops no option without a word."""
+    """An ArgumentParser that reports what is wrong in three lines at most."""
 
     words: Sequence[str] = ()
     """Those that are being parsed."""
@@ -51,10 +51,8 @@ class Parser(ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: Namespace | None = None, **how: Any
     ) -> Namespace:
-        """Parse the words of a command; exits with 2 at one that is wrong, or that would go unheard."""
+        """Parse the words of a command; exits with 2 at one that is wrong, or is no text that anybody means."""
         self.words = args
-        for name in repeated(args):
-            self.error(f"{name} is given twice; give it once")
         config = super().parse_args(args, namespace, **how)
         for name, value in config.items():
             if isinstance(value, str) and value.lower() in ("", "none") and name not in TEXT:
