@@ -25,7 +25,7 @@ def validate(args: Sequence[str], work: Work) -> None:
     with (
         redirect_stdout(sys.stderr),
         lightning_running(trainer),
-    ):  # where Lightning's bar belongs: the output is the score
+    ):  # the output is the score
         trainer.validate(module, data, verbose=False)
     train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
     if trainer.is_global_zero:
