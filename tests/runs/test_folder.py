@@ -91,6 +91,7 @@ def test_a_missing_checkpoint_is_never_a_start_from_scratch() -> None:
 
 def test_a_folder_has_one_owner() -> None:
     first = RunFolder(Path("run"))
+    assert Path("run/.lock").read_bytes() == b"", "Windows lets nobody write into a file that is locked"
     with pytest.raises(ValueError, match=f"run is in use by process {os.getpid()}; wait for its end or give another"):
         RunFolder(Path("run"))
     first.release()
@@ -205,6 +206,25 @@ def test_a_curve_goes_back_to_where_it_was() -> None:
     left = {path.name: path.read_text() for path in Path("run").glob("events*")}
     assert left == {"events.out.tfevents.1": "abc", "events.out.tfevents.2": "gh"}
     assert Path("run/config.yaml").exists()
+
+
+def test_a_folder_where_nothing_can_be_made(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, read_only: Callable[[Path], None]
+) -> None:
+    """As in a container whose root is read-only: first the cache cannot be made, then the run."""
+    Path("here").mkdir()
+    Path("elsewhere").mkdir()
+    read_only(Path("here"))
+    monkeypatch.chdir("here")
+    monkeypatch.delenv("TINYGPT_CACHE", raising=False)
+    for _ in range(2):
+        code, _, err = cli("fit", *small(text_file))
+        assert code == 2
+        assert "set --run_dir and TINYGPT_CACHE to folders that can be written to" in three_lines(err)
+        monkeypatch.setenv("HOME", str(Path("../elsewhere").resolve()))
+        monkeypatch.setenv("TINYGPT_CACHE", "~/cache")
+    assert cli("fit", *small(text_file), "--run_dir=../elsewhere/run")[0] == 0
+    assert Path("../elsewhere/cache/tokens").is_dir()
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.small_runs import FORKS, Fitted, Run, finish, limited, small, three_lines
+from tinygpt_pl.system import machine
 from tinygpt_pl.system.machine import device_type, matmul_flops, multiplies_bf16
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -99,3 +100,19 @@ def test_fault_28_out_of_memory(fitted: Fitted, text_file: Path, tmp_path: Path)
     output = finish(process, tmp_path, code=1)
     assert "out of memory with 400000 windows at a time; halve --data.batch_size and double" in three_lines(output)
     assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group of processes and in those around it, of both versions."""
+    limits = {"one/two/memory.max": "max", "one/memory.max": "3000", "memory/a/memory.limit_in_bytes": "5000"}
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(limit + "\n")
+    own = tmp_path / "cgroup"
+    monkeypatch.setattr(machine, "GROUP_FILES", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUPS", own)
+    for text, room in (("0::/one/two\n", 3000), ("9:name=systemd:/\n4:memory:/a/b\n0::/\n", 5000)):
+        own.write_text(text)
+        machine.check_memory(room // 4)
+        with pytest.raises(ValueError, match=r"lower --model\.gpt\.n_layer"):
+            machine.check_memory(room // 4 + 1)

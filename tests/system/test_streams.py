@@ -23,7 +23,13 @@ def fitting(text_file: Path) -> list[str]:
     return [sys.executable, "-m", "tinygpt_pl", "fit", *small(text_file, trainer__max_steps=STEPS)]
 
 
-@pytest.mark.parametrize("errors", [subprocess.PIPE, subprocess.STDOUT], ids=["| head", "2>&1 | head"])
+@pytest.mark.parametrize(
+    "errors",
+    [
+        pytest.param(subprocess.PIPE, id="| head"),
+        pytest.param(subprocess.STDOUT, id="2>&1 | head", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_without_its_reader(text_file: Path, errors: int) -> None:
     command = [*fitting(text_file), "--trainer.enable_progress_bar=false"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:

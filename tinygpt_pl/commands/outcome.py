@@ -1,5 +1,7 @@
 """How a command ends: the one place where exceptions become messages and exit codes."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +75,7 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     except OSError as error:
         if work.begun:
             return work.fail(str(error))
-        refuse(str(error))
+        refuse(str(error), _where_to_write(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -105,8 +107,16 @@ def _slower(trainer: Any) -> str:
     return f" --model.optim.max_lr {max_lr:g}{least}"
 
 
+def _where_to_write(error: OSError) -> str:
+    """What to set where a file or folder could not be made, as on a disk that is read-only."""
+    refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+    if refused and error.filename and not os.path.lexists(error.filename):
+        return "set --run_dir and TINYGPT_CACHE to folders that can be written to"
+    return ""
+
+
 def _too_large(trainer: Any) -> str:
     if trainer is None or trainer.datamodule is None:
-        return "out of memory"
+        return "out of memory; raise the limit of this process: ulimit -v, ulimit -d, or that of its container"
     advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
     return f"out of memory with {trainer.datamodule.batch_size} windows at a time; {advice}"

@@ -109,6 +109,8 @@ def check_memory(parameters: int) -> None:
         )
 
 
+OWN_GROUPS, GROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 GROUPS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
 """Of both versions of Linux's control groups: their name, where they are, and the file with the limit."""
 
@@ -117,10 +119,10 @@ def _group_limit() -> float:
     """Bytes that Linux lets the control groups of this process use, as in a container; infinite if it sets no limit."""
     limits = [math.inf]
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in OWN_GROUPS.read_text().splitlines():
             _, kind, group = line.split(":", 2)
             base, name = GROUPS.get(kind, ("", ""))
-            folder = Path("/sys/fs/cgroup", base, group.lstrip("/"))
+            folder = GROUP_FILES / base / group.lstrip("/")
             for place in (folder, *folder.parents) if name else ():
                 with suppress(OSError, ValueError):  # without a limit, the file has a word in it or is not there
                     limits.append(int((place / name).read_text()))
