@@ -73,9 +73,9 @@ def test_other_programs_can_read_a_token_file(tmp_path: Path) -> None:
     }
     header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
     facts = json.loads(header["__metadata__"]["tinygpt_pl"])
-    assert (facts["format"], facts["sha256"]) == (1, tokens.sha256)
+    assert (facts["format"], facts["sha256"]) == (2, tokens.sha256)
     assert facts["splits"]["val"]["tokens"] == len(arrays["val"])
-    assert facts["tokenizer"] == {"characters": "".join(sorted(set(GREEK)))}
+    assert facts["tokenizer"] == {"characters": "".join(sorted(set(GREEK))), "kind": "char"}
 
 
 def test_a_token_file_is_made_once_and_anew_when_text_or_tokenizer_change(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_pairs_are_learnt_from_the_training_split_alone(tmp_path: Path) -> None:
         lambda raw: b"",
         lambda raw: b"something else " * 1000,
         lambda raw: raw.replace(b"made_of", b"made_0f"),
-        lambda raw: raw.replace(b'\\"format\\": 1', b'\\"format\\": 9'),
+        lambda raw: raw.replace(b'\\"format\\": 2', b'\\"format\\": 9'),
         lambda raw: raw.replace(b"abcdefg", b"bacdefg"),
         lambda raw: raw.replace(b"tinygpt_pl", b"tinygpt_pt"),
     ],
@@ -203,19 +203,6 @@ def test_a_file_is_checked_once_for_each_of_its_times(tmp_path: Path, monkeypatc
     for _ in range(2):
         made(tmp_path, english())
     assert len(checked) == 1
-
-
-def test_a_file_of_an_earlier_version_has_no_check_sum_and_stays_in_use(tmp_path: Path) -> None:
-    before = made(tmp_path, english())
-    (path,) = files(tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "CHECK_SUM", "another_fact")  # which that version did not know
-        path.unlink()
-        made(tmp_path, english())
-    raw = path.read_bytes()
-    assert b"check_sum" not in raw
-    assert decoded(made(tmp_path, english())) == decoded(before)
-    assert path.read_bytes() == raw
 
 
 def test_fault_23_the_file_of_another_text_is_refused_under_this_ones_name(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
         TypeError: if it is not such a mapping.
     """
     kinds: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
-    older = {"characters": "char", "encoding": "byte", "json": "bpe"}  # token files and older checkpoints store no kind
+    older = {"characters": "char", "encoding": "byte", "json": "bpe"}  # older checkpoints store no kind
     kind = settings.get("kind") or next((kind for name, kind in older.items() if name in settings), None)
     if not isinstance(kind, str) or kind not in kinds:
         raise TypeError(f"not the settings of a tokenizer: {[*settings]}")
