@@ -424,3 +424,32 @@ def test_a_plain_run_is_quiet_and_shows_its_progress(text_file: Path, tmp_path: 
     frames = [frame.strip() for frame in re.split(r"[\r\n]", done.stderr) if frame.strip()]
     assert all(re.search(r"\d+%\|.*\| \d+/10 \[", frame) for frame in frames), done.stderr
     assert re.search(r"training 100%\|█+\| 10/10 \[\d\d:\d\d, 00:00 left, loss \d\.\d{4}\]", frames[-1])
+
+
+NO_BACKWARD = """
+import sys
+import torch._inductor.config
+
+def fail_for_a_backward_pass(graph):
+    if any(node.name.startswith("tangents") for node in graph.nodes):
+        raise RuntimeError("no backward passes here")
+
+torch._inductor.config.post_grad_custom_post_pass = fail_for_a_backward_pass
+from tinygpt_pl.commands.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_backward_pass_cannot_be_compiled_goes_on_without(text_file: Path, tmp_path: Path) -> None:
+    """It is compiled when it first runs, after the forward has gone well; the steps are those of a plain run."""
+    for name, compiled in (("compiled", "true"), ("plain", "false")):
+        words = ["fit", *small(text_file, trainer__max_steps=4), f"--compile={compiled}", f"--run_dir={name}"]
+        command = [sys.executable, "-c", NO_BACKWARD, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        notes = re.findall("^NOTE: not compiled, since that failed: .*no backward passes here$", done.stdout, re.M)
+        assert len(notes) == (name == "compiled"), done.stdout
+    weights = [load(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("compiled", "plain")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -19,6 +19,7 @@ from tinygpt_pl import warmup_cosine
 from tinygpt_pl.insight.diagnosis import EXPLAINS, SYMPTOMS, diagnose
 from tinygpt_pl.insight.evidence import batch_noise, table_losses
 from tinygpt_pl.insight.history import History, Setup, read_history
+from tinygpt_pl.insight.symptoms import learning_rate_too_high
 from tinygpt_pl.optim import OptimConfig, scheduled_lr
 from tinygpt_pl.text.tokenizer import CharTokenizer
 
@@ -209,6 +210,18 @@ def test_a_spike_and_a_plateau_are_a_high_learning_rate() -> None:
     assert names(made) == ["learning-rate-too-high"]
     assert re.match(r"it rose to (8\.0|7\.9)\d at iteration 30, from 4\.", diagnose(made).findings[0].evidence)
     assert names(trained(lambda it: falling(it) + (3.0 if it == 500 else 0.0))) == [], "one batch is no spike"
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "warmup_iters", "advised"), [(1000, 100, 200), (300, 500, None), (300, 0, 75), (300, 75, None)]
+)
+def test_a_warm_up_that_is_advised_fits_into_the_run(max_steps: int, warmup_iters: int, advised: int | None) -> None:
+    setup = replace(TABLES, max_steps=max_steps, optim=replace(OPTIM, warmup_iters=warmup_iters))
+    made = trained(lambda it: 8.0 if 20 < it < 90 else 4.2 if it <= 20 else 3.3, setup=setup)
+    finding = learning_rate_too_high(made)
+    assert finding is not None
+    found = re.search(r"--model.optim.warmup_iters (\d+)", finding.fix)
+    assert (int(found[1]) if found else None) == advised
 
 
 def test_a_plateau_above_pairs_with_every_step_clipped_is_never_good() -> None:

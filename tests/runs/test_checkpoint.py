@@ -5,6 +5,7 @@ import random
 import re
 import time
 import zipfile
+from collections import OrderedDict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,22 @@ def test_fault_16_every_load_is_a_safe_one() -> None:
     assert re.findall(r"weights_only=(\w+)", source).count("True") == len(re.findall(r"weights_only=", source)) > 0
     assert not re.search(r"pickle\.|import pickle|joblib|dill", source)
     assert len(re.findall(r"torch\.load\(", source)) == 1
+
+
+class Elsewhere(torch.Tensor):
+    """Stands on another device, from which `cpu` gives a copy."""
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def test_tensors_of_another_device_are_saved_as_those_of_main_memory(tmp_path: Path) -> None:
+    """A machine without that device could not read the file, and Python's README would mix two."""
+    there = torch.ones(2).as_subclass(Elsewhere)
+    weights = OrderedDict(w=there)
+    weights._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as torch's state dicts have it
+    write_checkpoint({"state_dict": weights, "nested": [(there, 1)]}, tmp_path / "a.ckpt")
+    read = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert type(read["state_dict"]["w"]) is type(read["nested"][0][0]) is torch.Tensor
+    assert read["state_dict"]._metadata == {"": {"version": 1}}
+    assert weights["w"] is there, "what is saved trains on where it is"

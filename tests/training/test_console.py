@@ -11,15 +11,18 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
 from tests.small_runs import FORKS, Run, small, table
 from tinygpt_pl.commands.main import main
+from tinygpt_pl.gpt import GPTConfig, parameter_count
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.training.progress import LongRunNotice, StepProgressBar
 from tinygpt_pl.windows import Batch
@@ -139,3 +142,42 @@ def test_the_bar_can_be_left_out(cli: Run, text_file: Path, tmp_path: Path, monk
     assert code == 0
     assert err == ""
     assert len(table(out)) == 4
+
+
+def test_a_large_model_is_told_of_a_smaller_one(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As long as it is larger than that of cpu.yaml, whose own notice would name itself."""
+    for large in (True, False):
+        notice = LongRunNotice(100_000, "TRY THIS", "TRY A SMALLER ONE")
+        notice.LARGE = 0 if large else LongRunNotice.LARGE
+        with pytest.raises(Enough):
+            lightning_fit(text_file, Slow(GPT_CONFIG, OPTIM), callbacks=(notice, StopAtFirstStep()), max_steps=100_000)
+        assert capsys.readouterr().out.rstrip().endswith("TRY A SMALLER ONE" if large else "TRY THIS")
+    small_config = yaml.safe_load((Path(__file__).parents[2] / "configs/cpu.yaml").read_text())["model"]["gpt"]
+    assert parameter_count(GPTConfig(**small_config)) < LongRunNotice.LARGE < parameter_count(GPTConfig())
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"model__optim__warmup_iters": 200},
+            "the warm-up takes 200 steps and the run has 10: ",
+        ),
+        ({"model__optim__warmup_iters": 10}, "the warm-up takes 10 steps and the run has 10: "),
+        (
+            {"model__optim__warmup_iters": 5, "model__optim__max_iters": 4},
+            "max_iters 4 is within the warm-up of 5 ",
+        ),
+        ({"model__optim__warmup_iters": 9}, ""),
+        ({"model__optim__warmup_iters": 0, "model__optim__max_iters": 1}, ""),
+    ],
+)
+def test_a_warm_up_that_leaves_no_room_is_reported_before_the_first_step(
+    cli: Run, text_file: Path, changes: dict[str, Any], note: str
+) -> None:
+    code, out, _ = cli("fit", *small(text_file, **changes))
+    assert code == 0
+    before, _ = out.split("iter 0 ", 1)
+    assert (f"NOTE: {note}" in before) is bool(note)
+    assert "NOTE" in before or not note

@@ -57,7 +57,7 @@ def test_fault_18_a_number_that_is_none(
         message,
     )
     assert "Try a lower --model.optim.max_lr" in message
-    assert f"iteration 5 is safe: python -m tinygpt_pl fit --ckpt_path {LAST}" in message
+    assert f"iteration 5 is safe: python -m tinygpt_pl fit --ckpt_path {LAST} --model.optim.max_lr 0.001" in message
     for path, iteration in ((LAST, 5), (BEST, 4)):
         checkpoint = read_checkpoint(path)
         assert checkpoint.iteration == iteration

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.small_runs import Run, assert_same, load, outcome, scalars, small, table, texts
@@ -70,6 +71,12 @@ def test_tensorboard_has_what_runs_are_sorted_by(
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     curve, rows = scalars(Path("run")), table(said)
     shown = [info.name.tag for info in experiment.metric_infos]
+    first = [info.name for info in experiment.hparam_infos if info.differs]  # TensorBoard shows these, by name
+    assert sorted(first) == ["batch_size", "max_lr", "max_steps", "n_embd", "n_layer"]
+    (layout,) = EventAccumulator("run").Reload().Tensors("custom_scalars__config__")
+    chart = Layout.FromString(layout.tensor_proto.string_val[0]).category[0].chart[0]
+    (band,) = chart.margin.series
+    assert (band.value, band.lower) == ("eval/val_loss", "eval/train_loss")
     assert shown == ["result/best_val_loss", "result/best_iter", "result/val_loss", "result/train_loss"]
     best = min(rows, key=lambda row: float(row[2]))
     for tag, value in zip(shown, (best[2], best[0], rows[-1][2], rows[-1][1]), strict=True):

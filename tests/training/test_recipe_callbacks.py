@@ -1,5 +1,6 @@
 """The callbacks of a run: their order, and that each is there when it is asked for."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from tests.small_runs import Fitted, assert_same, outcome
+from tests.small_runs import Fitted, Run, assert_same, outcome, small, three_lines
 from tinygpt_pl import RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
 from tinygpt_pl.training.averaging import Averaging
 from tinygpt_pl.training.evaluation import Evaluation, Samples
@@ -80,3 +81,25 @@ def test_a_run_from_python_is_the_run_of_fit(fitted: Fitted) -> None:
     make_trainer(callbacks, **trainer).fit(module, data)
     assert_same(outcome(Path("run")), outcome(Path("alone")))
     assert Path("run/config.yaml").read_text() == text
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize(
+    ("callback", "code", "message"),
+    [
+        (["EarlyStopping", "--trainer.callbacks.monitor=val_loss"], 1, r"metric `val_loss` .*`eval/val_loss`"),
+        (["ModelCheckpoint", "--trainer.callbacks.monitor=val_loss"], 1, r"could not find .*\['eval/val_loss'"),
+        (["LearningRateMonitor", "--trainer.logger=false"], 1, "LearningRateMonitor. callback with .* no logger"),
+        (["BackboneFinetuning"], 1, "no attribute 'backbone'"),
+        (["TQDMProgressBar"], 2, "multiple progress bar callbacks"),
+        (["LearningRateFinder"], 2, "LearningRateFinder changes what the run's settings say"),
+        (["BatchSizeFinder"], 2, "BatchSizeFinder changes what the run's settings say"),
+    ],
+)
+def test_what_a_callback_of_lightnings_complains_of_costs_three_lines(
+    cli: Run, text_file: Path, callback: list[str], code: int, message: str
+) -> None:
+    name, *options = callback
+    found, _, err = cli("fit", *small(text_file), f"--trainer.callbacks={name}", *options)
+    assert found == code
+    assert re.search(message, three_lines(err))
