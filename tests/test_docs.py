@@ -33,6 +33,15 @@ def test_each_of_the_thirty_cases_has_a_test() -> None:
     assert named == tests
 
 
+def test_each_kind_of_fault_that_users_ran_into_has_a_test() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)\(", source, re.MULTILINE))
+    rows = [row for row in FAULTS.split("## What users ran into")[1].splitlines() if "`test_" in row]
+    assert len(rows) > 30
+    for row in rows:
+        assert set(re.findall(r"`(test_\w+)`", row)) <= tests, row
+
+
 def test_the_page_names_every_setting_that_must_stay() -> None:
     (row,) = re.findall(r"^\| the text .* must stay: .*$", FAULTS, re.MULTILINE)
     assert set(LASTING) <= set(re.findall(r"`([\w.]+)`", row))
