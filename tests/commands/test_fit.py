@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tests.small_runs import RUN, Fitted, Run, load, scalars, shell, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, warmup_cosine
 from tinygpt_pl.commands import fit
+from tinygpt_pl.runs.folder import MARK
 from tinygpt_pl.training import trainer
 from tinygpt_pl.windows import Batch
 
@@ -46,7 +47,7 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     assert probability == pytest.approx(math.exp(-float(best[2])), abs=1e-4)
 
     files = sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events."))
-    assert files == [".lock", "checkpoints", "config.yaml"]
+    assert files == [".lock", ".lock.pid", "checkpoints", "config.yaml"]
     assert sorted(p.name for p in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
     code, out, _ = cli("validate", "--ckpt_path", "best")
@@ -213,7 +214,11 @@ def test_a_run_does_not_go_on_as_another(
 
 def contents() -> list[tuple[Path, int]]:
     """Every file below this folder but the locks and the cache, with the time of its last change."""
-    return sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*") if p.name != ".lock" and p.parts[0] != "data")
+    return sorted(
+        (p, p.stat().st_mtime_ns)
+        for p in Path().rglob("*")
+        if p.suffix != ".pid" and p.name != ".lock" and p.parts[0] != "data"
+    )
 
 
 def assert_equal_states(a: object, b: object) -> None:
@@ -377,7 +382,7 @@ def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("fit", *small(text_file), "--trainer.logger=false")
     assert code == 0
     assert len(table(out)) == 4
-    assert sorted(p.name for p in RUN.iterdir()) == [".lock", "checkpoints", "config.yaml"]
+    assert sorted(p.name for p in RUN.iterdir()) == [".lock", ".lock.pid", "checkpoints", "config.yaml"]
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])
@@ -390,10 +395,10 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(cli: Run, text_file: Path, pl
 
 def test_a_run_that_stopped_before_its_first_checkpoint_is_named(cli: Run, text_file: Path) -> None:
     Path("mine").mkdir()
-    Path("mine/config.yaml").touch()
+    Path("mine/config.yaml").write_text(MARK)
     code, _, err = cli("fit", *small(text_file), "--run_dir=mine")
     assert code == 2
-    assert "mine holds a run already; it has no checkpoint yet: delete it, or give another --run_dir" in err
+    assert "mine holds a run already: there is mine/config.yaml, but no checkpoint to go on from; give another" in err
 
 
 def test_a_checkpoint_of_another_network_or_text_is_refused(cli: Run, fitted: Fitted, tmp_path: Path) -> None:
