@@ -47,7 +47,7 @@ def test_a_run_from_table_to_test(cli: Run, text_file: Path) -> None:
     assert probability == pytest.approx(math.exp(-float(best[2])), abs=1e-4)
 
     files = sorted(p.name for p in RUN.iterdir() if not p.name.startswith("events."))
-    assert files == [".lock", "checkpoints", "config.yaml"]
+    assert files == [".lock", ".lock.pid", "checkpoints", "config.yaml"]
     assert sorted(p.name for p in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
     code, out, _ = cli("validate", "--ckpt_path", "best")
@@ -384,7 +384,7 @@ def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("fit", *small(text_file), "--trainer.logger=false")
     assert code == 0
     assert len(table(out)) == 4
-    assert sorted(p.name for p in RUN.iterdir()) == [".lock", "checkpoints", "config.yaml"]
+    assert sorted(p.name for p in RUN.iterdir()) == [".lock", ".lock.pid", "checkpoints", "config.yaml"]
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])

@@ -183,7 +183,7 @@ def test_a_folder_that_nothing_was_written_into_goes_again() -> None:
 def test_taking_a_folder_sweeps_what_was_never_finished() -> None:
     make("run/config.yaml", "run/config.yaml.partial", "run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.partial")
     RunFolder(Path("run")).release()
-    left = sorted(str(path) for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock")
+    left = sorted(str(path) for path in Path("run").rglob("*") if path.is_file() and not path.name.startswith(".lock"))
     assert left == ["run/checkpoints/last.ckpt", "run/config.yaml"]
 
 

@@ -9,6 +9,7 @@ from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.exchange.huggingface import architecture_of, export_folder, import_folder
 from tinygpt_pl.runs.checkpoint import read_or_point, write_checkpoint
 from tinygpt_pl.runs.folder import find_checkpoint
+from tinygpt_pl.system.files import PARTIAL
 from tinygpt_pl.system.terminal import PROG, quoted
 
 
@@ -28,7 +29,7 @@ def export_checkpoint(args: Sequence[str], work: Work) -> None:
     """Write a checkpoint as a folder, once it is clear that transformers has a model like it."""
     config = build_parser("export").parse_args(args)
     folder = Path(os.path.expanduser(config.output_dir))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(file.suffix != PARTIAL for file in folder.iterdir())):
         raise ValueError(f"{folder} is there already, and not an empty folder; give another --output_dir")
     checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
     architecture_of(checkpoint.gpt)

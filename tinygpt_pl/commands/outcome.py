@@ -117,6 +117,6 @@ def _where_to_write(error: OSError) -> str:
 
 def _too_large(trainer: Any) -> str:
     if trainer is None or trainer.datamodule is None:
-        return "out of memory; raise the limit of this process: ulimit -v, ulimit -d, or that of its container"
+        return "out of memory; ask for less, or raise the limit of this process (ulimit -v, ulimit -d, its container)"
     advice = "halve --data.batch_size and double --trainer.accumulate_grad_batches: the same windows in a step"
     return f"out of memory with {trainer.datamodule.batch_size} windows at a time; {advice}"

@@ -145,8 +145,6 @@ class RunFolder:
 
     def release(self) -> None:
         """Let go of the folder; one that nothing was written into goes too."""
-        with suppress(OSError):  # gone with its folder
-            self._owner.unlink()
         if os.name == "nt":  # where an open file cannot be deleted, and so none that another process has locked
             self._lock.release()
             self._remove_empty()

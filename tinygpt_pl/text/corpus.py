@@ -171,7 +171,7 @@ def _tinyshakespeare(cache_dir: Path) -> Path:
             "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt", sha256, path
         )
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"{path} is not Tiny Shakespeare (its SHA-256 differs); delete it to download it again")
+        raise ValueError(f"{path} is not Tiny Shakespeare (its SHA-256 differs); move it away to download it again")
     return path
 
 
