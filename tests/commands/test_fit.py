@@ -214,7 +214,7 @@ def test_a_run_does_not_go_on_as_another(
 
 def contents() -> list[tuple[Path, int]]:
     """Every file below this folder but the locks and the cache, with the time of its last change."""
-    files = (p for p in Path().rglob("*") if p.is_file() and p.name != ".lock" and p.parts[0] != "data")
+    files = (p for p in Path().rglob("*") if p.is_file() and not p.name.startswith(".lock") and p.parts[0] != "data")
     return sorted((p, p.stat().st_mtime_ns) for p in files)
 
 
