@@ -24,6 +24,8 @@ FILES = {
     "list.yaml": "- eval_interval\n",
     "tabs.yaml": "data:\n\tbatch_size: 2\n",
     "case.yaml": "Eval_interval: 7\n",
+    "circle.yaml": "eval_interval: &a [*a]\n",
+    "deep.yaml": f"data: {'[' * 5000}\n",
 }
 
 
@@ -58,6 +60,8 @@ def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_n
         ("--config empty.yaml", "empty.yaml: it has to hold settings"),
         ("--config list.yaml", "list.yaml: it has to hold settings"),
         ("--config tabs.yaml", "tabs.yaml: found character '.t' that cannot start any token in line 2"),
+        ("--config=circle.yaml", "circle.yaml: eval_interval contains itself"),
+        ("--config=deep.yaml", "deep.yaml: too many levels of settings"),
         ("--config case.yaml", "did you mean --eval_interval"),
         ("--no-compile", "did you mean --compile"),
     ],
@@ -127,3 +131,10 @@ def test_the_prompt_may_be_any_text() -> None:
     for text in ("None", "null", "", "~", "- a", "1e-3", "a: 1"):
         assert parser.parse_args([f"--prompt={text}"]).prompt == text
     assert parser.parse_args(["--stop=None", "--stop=null"]).stop == ["None", "null"]
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_the_defaults_of_a_class_are_its_authors(logger: str) -> None:
+    """An empty prefix, which nobody has given, was refused."""
+    settings, _ = read_settings("fit", [f"--trainer.logger={logger}", "--trainer.logger.save_dir=logs"])
+    assert settings.config.trainer.logger.init_args.prefix == ""

@@ -205,7 +205,7 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
         *("a.txt", "data/b.txt"),
         *("tiny.yaml", "train.log", "gpt2.ckpt", "data/tinyshakespeare.txt", "data/tokens/a.safetensors"),
         *("data/tokens/a.safetensors.checked", "runs/x/events.out.tfevents.1", "runs/x/notes.txt", "x.ckpt.partial"),
-        *("my-gpt/model.safetensors", "my-gpt/config.json", "model.safetensors"),
+        *("my-gpt/model.safetensors", "my-gpt/config.json", "model.safetensors", "slurm-12.out"),
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +214,23 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
     assert found.text == "a.txt\n\ndata/b.txt"
     assert found.note.startswith(f"NOTE: corpus '{tmp_path}' leaves out settings and output: ")
     assert load_corpus(str(tmp_path / "**" / "*"), cache).text.split("\n\n") == sorted(
-        ["a.txt", "data/b.txt", "tiny.yaml", "train.log"]
+        ["a.txt", "data/b.txt", "slurm-12.out", "tiny.yaml", "train.log"]
     )
+    assert load_corpus(str(tmp_path / "*" / "*"), cache).text == "data/b.txt", "a pattern reaches into an export"
     assert load_corpus(str(cache), cache).text == "data/b.txt\n\ndata/tinyshakespeare.txt"
     assert load_corpus(str(tmp_path / "tiny.yaml"), cache).text == "tiny.yaml"
     with pytest.raises(ValueError, match=r"there is no file in it but settings or output of this program, as "):
         load_corpus(str(tmp_path / "*.ckpt"), cache)
+
+
+def test_a_text_that_goes_on_in_utf_16_is_refused(tmp_path: Path) -> None:
+    """What PowerShell appends; as UTF-8 it is letters with NUL between them."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"to be or not to be\n" * 9000 + "that is the question\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"a\.txt has text in UTF-16 from byte 171000 on; all of it must be in UTF-8"):
+        list(load_corpus(str(path), tmp_path).parts())
+    path.write_bytes(b"one\0two\0three\0" * 9000)
+    assert load_corpus(str(path), tmp_path).text.count("three") == 9000
 
 
 def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class Parser(ArgumentParser):
         self.words = args
         config = super().parse_args(args, namespace, **how)
         for name, value in config.items():
-            if isinstance(value, str) and value.lower() in ("", "none") and name not in TEXT:
+            of_a_class = ".init_args." in name  # where the defaults are those of its author
+            if isinstance(value, str) and value.lower() in ("", "none") and name not in TEXT and not of_a_class:
                 self.error(f"{name} is the text {value!r}; leave it out, or write null for none")
         return config
 

@@ -35,6 +35,8 @@ def load(text: str, path: str = "") -> Any:
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise yaml.YAMLError(f"{where}{error.problem}{line}") from None
+    except RecursionError:
+        raise yaml.YAMLError(f"{where}too many levels of settings") from None
     for ambiguity in _ambiguities(tree, "", set()):
         raise yaml.YAMLError(f"{where}{ambiguity}")
     if path and not isinstance(tree, yaml.MappingNode):
@@ -42,11 +44,16 @@ def load(text: str, path: str = "") -> Any:
     return _load(text)
 
 
-def _ambiguities(node: yaml.Node | None, name: str, seen: set[int]) -> Iterator[str]:
+def _ambiguities(
+    node: yaml.Node | None, name: str, seen: set[int], above: frozenset[int] = frozenset()
+) -> Iterator[str]:
     """What is not clear about a node and all below it, which is looked at once however many aliases lead there."""
+    if id(node) in above:
+        yield f"{name} contains itself"
     if node is None or id(node) in seen:
         return
     seen.add(id(node))
+    above |= {id(node)}
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
@@ -54,10 +61,10 @@ def _ambiguities(node: yaml.Node | None, name: str, seen: set[int]) -> Iterator[
             if below in lines:
                 yield f"{below} is given twice, in line {lines[below]} and in line {line}; keep one of them"
             lines[below] = line
-            yield from _ambiguities(value, below, seen)
+            yield from _ambiguities(value, below, seen, above)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _ambiguities(item, name, seen)
+            yield from _ambiguities(item, name, seen, above)
     elif node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
         line, value = node.start_mark.line + 1, yaml.safe_load(node.value)
         yield f"{name} in line {line} is {node.value}, which YAML reads as {value}; write {value}, or quotes around it"

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from tinygpt_pl.system.files import hold, holder_of, short, sweep
+from tinygpt_pl.system.terminal import readable
 
 LOGS = Path("lightning_logs")
 """Where runs are kept that are given no other folder."""
@@ -105,9 +106,11 @@ class RunFolder:
             path: the next free lightning_logs/version_N if left out, another one for each of several processes.
 
         Raises:
-            ValueError: if another process holds it.
+            ValueError: if another process holds it, or its name is not text.
             OSError: if it cannot be made or written to.
         """
+        if path and readable(str(path)) != str(path):
+            raise ValueError(f"the name of {path} is not UTF-8, which TensorBoard needs; give another --run_dir")
         self.path = self._make(path)
         lock = self.path / ".lock"
         self._owner = self.path / ".lock.pid"  # a file of its own: Windows lets nobody else open a locked one

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,10 @@ CONTROLS = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1a\x1b"})
 """Control characters that texts do not have. NUL is none of them: it separates records."""
 
 
+UTF_16 = re.compile(rb"(?:[^\0]\0){16}|(?:\0[^\0]){16}")
+"""Sixteen characters of an alphabet in it; NUL between records is never so close."""
+
+
 def holds_records(path: Path) -> bool:
     """Whether a file has a JSON record in each line, by its name."""
     return _uncompressed(path).endswith(RECORDS)
@@ -78,6 +83,17 @@ def check_text(path: Path, head: bytes) -> None:
         found = _binary(head)
     if found:
         raise ValueError(f"{path} is {found[0]}, not text in UTF-8; {found[1]}")
+
+
+def check_block(path: Path, block: bytes, offset: int) -> None:
+    """Refuse a part of a text that is in UTF-16, which is valid UTF-8 with many NUL; some programs append so.
+
+    Raises:
+        ValueError: with the place.
+    """
+    found = UTF_16.search(block) if b"\0" in block else None
+    if found:
+        raise ValueError(f"{path} has text in UTF-16 from byte {offset + found.start()} on; all of it must be in UTF-8")
 
 
 def _binary(head: bytes) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt_pl.system.files import make_once, not_utf8
-from tinygpt_pl.text.contents import DECOMPRESSORS, check_text, holds_records
+from tinygpt_pl.text.contents import DECOMPRESSORS, check_block, check_text, holds_records
 from tinygpt_pl.text.finding import find_files
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
@@ -255,6 +255,7 @@ def _pieces(file: io.BufferedReader, path: Path) -> Iterator[str]:
             text = held + decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             raise not_utf8(f"corpus {str(path)!r}", error.object[error.start], read - pending + error.start) from None
+        check_block(path, block, read)
         if not read:
             text = text.removeprefix("\N{BYTE ORDER MARK}")
         read += len(block)

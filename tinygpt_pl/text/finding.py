@@ -13,7 +13,7 @@ CURVE, WEIGHTS = "events.out.tfevents.*", "*.safetensors"
 OUTPUTS = (CURVE, WEIGHTS, "*.ckpt", "*.partial")
 """Names of what runs and exports write."""
 
-BESIDE = ("*.yaml", "*.yml", "*.log", "nohup.out")
+BESIDE = ("*.yaml", "*.yml", "*.log", "nohup.out", "slurm-*.out")
 """Names of settings and of printed output, which often lie beside the texts; a pattern may ask for such files."""
 
 REPORT = b"default-src 'none'; style-src 'unsafe-inline'"
@@ -65,7 +65,7 @@ def _walk(root: Path, left_out: list[Path]) -> Iterator[Path]:
     seen = set()
     for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
         place = Path(folder)
-        output = place != root and any(_fits_any(name, (CURVE, WEIGHTS)) for name in names)
+        output = place != root and _is_output(names)
         if output:
             left_out.append(place)
         if output or _identity(place) in seen:
@@ -90,8 +90,16 @@ def _matching(pattern: Path, root: Path, left_out: list[Path]) -> Iterator[Path]
     """What a pattern fits; `glob` itself would follow links for ever where there is a `**`."""
     signs = pattern.parts[len(root.parts) :]
     if "**" not in signs:
-        return map(Path, glob.iglob(str(pattern)))
+        found = sorted(map(Path, glob.iglob(str(pattern))))
+        outputs = {folder for folder in {file.parent for file in found} - {root} if _is_output(os.listdir(folder))}
+        left_out.extend(sorted(outputs))
+        return (file for file in found if file.parent not in outputs)
     return (file for file in _walk(root, left_out) if _fits(file.parts[len(root.parts) :], signs))
+
+
+def _is_output(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names is one of a run, of token files or of an export."""
+    return any(_fits_any(name, (CURVE, WEIGHTS)) for name in names)
 
 
 def _fits(names: Sequence[str], signs: Sequence[str]) -> bool:
@@ -124,7 +132,7 @@ def _streams() -> set[tuple[int, int]]:
 
 
 def _is_report(path: Path) -> bool:
-    if path.suffix.lower() != ".html":
+    if path.suffix.lower() not in (".html", ".htm"):
         return False
     with path.open("rb") as file:
         return REPORT in file.read(300)
