@@ -15,7 +15,7 @@ from tests.reference import GPT_CONFIG
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import Algorithm, OptimConfig, decay_groups, scheduled_lr
-from tinygpt_pl.training.trainer import leave_process_group
+from tinygpt_pl.training.processes import leave_process_group
 from tinygpt_pl.windows import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")

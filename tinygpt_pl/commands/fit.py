@@ -14,9 +14,10 @@ from tinygpt_pl.runs.checkpoint import check_same_network, check_weights
 from tinygpt_pl.runs.start import Start, claim_run, place_run
 from tinygpt_pl.system.machine import check_memory
 from tinygpt_pl.training.console import quieten
+from tinygpt_pl.training.processes import is_first_process
 from tinygpt_pl.training.recipe import recipe_callbacks
 from tinygpt_pl.training.resume import changes, check_run, check_state
-from tinygpt_pl.training.trainer import check_split, is_first_process, lightning_running, make_trainer
+from tinygpt_pl.training.trainer import check_split, lightning_running, make_trainer
 
 
 def fit(args: Sequence[str], work: Work) -> None:
