@@ -29,6 +29,16 @@ torch.set_num_threads(1)
 
 # A script that starts the tests in the background turns Ctrl-C off for them and for every run that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does so with this one
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Give each test the same variables: with the MASTER_ADDR that Lightning leaves behind, a run waits for others."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

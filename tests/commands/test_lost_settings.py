@@ -24,6 +24,7 @@ FILES = {
     "list.yaml": "- eval_interval\n",
     "tabs.yaml": "data:\n\tbatch_size: 2\n",
     "case.yaml": "Eval_interval: 7\n",
+    "true.yaml": "config: true\n",
     "circle.yaml": "eval_interval: &a [*a]\n",
     "deep.yaml": f"data: {'[' * 5000}\n",
 }
@@ -60,6 +61,7 @@ def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_n
         ("--config empty.yaml", "empty.yaml: it has to hold settings"),
         ("--config list.yaml", "list.yaml: it has to hold settings"),
         ("--config tabs.yaml", "tabs.yaml: found character '.t' that cannot start any token in line 2"),
+        ("--config=true.yaml", "true.yaml: config must be the name of a file, got True"),
         ("--config=circle.yaml", "circle.yaml: eval_interval contains itself"),
         ("--config=deep.yaml", "deep.yaml: too many levels of settings"),
         ("--config case.yaml", "did you mean --eval_interval"),

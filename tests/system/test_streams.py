@@ -149,7 +149,10 @@ def test_characters_that_the_output_lacks_are_replaced(
 def test_a_hangup_stops_other_commands_as_it_would(fitted: Fitted, tmp_path: Path) -> None:
     fitted()
     process = launch(["tinygpt_pl", "generate", "--max_new_tokens=10000000"], tmp_path, "output")
-    wait_for(lambda: len(Path("output").read_bytes()) > 1000)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 129
+    try:
+        wait_for(lambda: len(Path("output").read_bytes()) > 1000)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 129
+    finally:
+        process.kill()
     assert "Traceback" not in Path("output").read_text()

@@ -41,7 +41,11 @@ def load(text: str, path: str = "") -> Any:
         raise yaml.YAMLError(f"{where}{ambiguity}")
     if path and not isinstance(tree, yaml.MappingNode):
         raise yaml.YAMLError(f"{where}it has to hold settings, as in eval_interval: 100")
-    return _load(text)
+    loaded = _load(text)
+    files = (loaded.get("config") if path else None) or []
+    if not all(isinstance(file, str) for file in (files if isinstance(files, list) else [files])):
+        raise yaml.YAMLError(f"{where}config must be the name of a file, got {files!r}")
+    return loaded
 
 
 def _ambiguities(
