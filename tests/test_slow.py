@@ -33,9 +33,10 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     assert done.returncode == 0, done.stderr
     found = table(done.stdout)
     assert [int(row[0]) for row in found] == rows
-    assert float(found[-1][2]) <= loss
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
-    assert float(score.stdout.splitlines()[-1].split()[0]) <= loss, "over the whole validation split"
+    whole = float(score.stdout.splitlines()[-1].split()[0])
+    assert whole <= loss
+    assert abs(float(found[-1][2]) - whole) <= 0.03, "what the table shows is a sample of the split"
     if (os.cpu_count() or 1) >= 2:
         assert seconds <= 180
 
