@@ -331,6 +331,7 @@ def test_nothing_is_fetched(faults: None) -> None:
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page() -> None:
     import matplotlib
 

@@ -165,6 +165,7 @@ def write_forever(path: str) -> None:
         write_checkpoint({"n": n, "tensor": torch.full((200_000,), float(n))}, Path(path))
 
 
+@pytest.mark.slow
 def test_fault_01_killed_inside_a_save(tmp_path: Path) -> None:
     """The old file or the new one, never half of one; what was not finished is swept."""
     path, left, newest = tmp_path / "x.ckpt", 0, -1

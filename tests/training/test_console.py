@@ -122,6 +122,7 @@ def test_the_time_left_is_that_of_steps_and_evaluations() -> None:
     assert bar._seconds_left(trainer) == 30 * 2.0 + 4 * 5.0  # evaluations at 40, 50, 60 and 65
 
 
+@pytest.mark.slow
 def test_a_piped_table_is_read_while_the_run_goes_on(text_file: Path, tmp_path: Path) -> None:
     """`fit | tee table`: the bar on a terminal, the table in a pipe."""
     _, slave = pty.openpty()

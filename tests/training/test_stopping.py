@@ -142,6 +142,7 @@ def test_signals_are_given_back(cli: Run, text_file: Path) -> None:
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.slow
 def test_fault_09_a_signal_that_ends_the_reader_too(text_file: Path, tmp_path: Path) -> None:
     """Ctrl-C with `2>&1 | tee log`: nobody reads what is said, and the state is saved all the same."""
     options = small(text_file, trainer__max_steps=100_000, eval_interval=100_000)
