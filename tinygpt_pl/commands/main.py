@@ -62,7 +62,8 @@ def _dispatch(args: Sequence[str]) -> int:
     if verb not in COMMANDS:
         fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}", _command_meant(args))
         return 2
-    for name in repeated(options):
+    first = all(os.environ.get(name, "0") == "0" for name in RANKS)  # of several processes, which get the same words
+    for name in repeated(options) if first else ():
         warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
