@@ -33,19 +33,18 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     assert done.returncode == 0, done.stderr
     found = table(done.stdout)
     assert [int(row[0]) for row in found] == rows
+    assert float(found[-1][2]) <= loss
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
-    whole = float(score.stdout.splitlines()[-1].split()[0])
-    assert whole <= loss
-    assert abs(float(found[-1][2]) - whole) <= 0.03, "what the table shows is a sample of the split"
+    assert float(score.stdout.splitlines()[-1].split()[0]) <= loss, "over the whole validation split"
     if (os.cpu_count() or 1) >= 2:
         assert seconds <= 180
 
 
 def test_base_configuration_starts_like_the_recipe(tmp_path: Path, shakespeare_cache: Path) -> None:
-    """One evaluation batch instead of 200, and two steps: the whole run takes hours on a processor."""
+    """Two evaluation batches instead of 200, and two steps: the whole run takes hours on a processor."""
     done = shell(
         *("fit", "--config", str(CONFIGS / "base.yaml"), "--data.cache_dir", str(shakespeare_cache)),
-        *("--data.eval_iters=1", "--trainer.max_steps=2"),
+        *("--data.eval_iters=2", "--trainer.max_steps=2"),
         cwd=tmp_path,
         timeout=900,
     )

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,13 @@ def test_two_devices_share_the_windows_of_one(cli: Run, text_file: Path, tmp_pat
     assert "sync_dist" not in two.stderr
     for a, b in zip(table(one), table(two.stdout), strict=True):
         assert [float(x) for x in a[1:]] == pytest.approx([float(x) for x in b[1:]], abs=2e-4)
+    for verb in ("validate", "test"):
+        done = shell(verb, "--run_dir=two", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores = [cli(verb, "--run_dir=one")[1], done.stdout]
+        numbers = [[float(x) for x in re.findall(r"\d+\.\d{4}", score)] for score in scores]
+        assert len(numbers[0]) >= 2
+        assert numbers[0] == pytest.approx(numbers[1], abs=2e-4)
     a, b = (load(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("one", "two"))
     for name in a:
         if not name.endswith("c_attn.bias"):  # whose key part has no gradient but rounding
