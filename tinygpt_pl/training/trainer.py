@@ -75,7 +75,7 @@ def make_trainer(
         profiler: measures hooks and steps, such as simple or advanced.
         detect_anomaly: whether autograd looks for NaN in each operation; slow.
         plugins: of precision, cluster environment, checkpoints or layer synchronisation.
-        precision: kind of numbers; auto for bf16-mixed where the device has instructions for it, 16-mixed on an older
+        precision: number format; auto for bf16-mixed where the device has instructions for it, 16-mixed on an older
             CUDA device, else 32-true.
 
     Raises:
