@@ -24,9 +24,6 @@ COPIES = [
     for folder in (default_cache_dir(), ROOT / "data", ROOT.parent / "shared" / "corpora")
 ]
 
-# Networks this small are faster on one thread, and two test runs beside each other do not get in each other's way.
-torch.set_num_threads(1)
-
 # A script that starts the tests in the background turns Ctrl-C off for them and for every run that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does so with this one
@@ -34,7 +31,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does so with this one
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Give each test the same variables: with the MASTER_ADDR that Lightning leaves behind, a run waits for others."""
+    """Give each test the same variables and one thread.
+
+    With the MASTER_ADDR that Lightning leaves behind, a run waits for others; its launcher sets a thread for each CPU.
+    """
+    torch.set_num_threads(1)  # small models are faster on one, and test runs beside each other do not slow each other
     before = dict(os.environ)
     yield
     os.environ.clear()

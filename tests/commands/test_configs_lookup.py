@@ -1,5 +1,6 @@
 """--config takes a path, or the bare name of a shipped configuration, from any folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_a_file_and_the_words_may_name_a_configuration() -> None:
     for words in (["--config", "own.yaml"], ["--config", "config: cpu", "--eval_interval=7"]):
         config = parse(*words)
         assert (config.eval_interval, config.model.gpt.norm) == (7, "rmsnorm")
+
+
+def test_a_pipe_is_refused_for_what_it_is(cli: Run) -> None:
+    """It was read empty, and called a file without settings: the words of a command are parsed more than once."""
+    os.mkfifo("pipe")
+    code, _, err = cli("fit", "--config", "pipe")
+    assert (code, len(err.splitlines())) == (2, 2)
+    assert "must be a file that can be read twice; save pipe as a file" in err
 
 
 @pytest.mark.parametrize(

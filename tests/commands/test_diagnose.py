@@ -1,6 +1,7 @@
 """The command diagnose: its words, its exit codes, its page."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def test_the_page_takes_the_place_of_no_other_file(
     assert (code, err) == (0, "WARNING: page.html was there already, and no page of diagnose; it is replaced\n")
     assert Path("page.html").is_symlink()
     assert Path("real.html").read_bytes() == page
+
+
+def test_a_page_that_cannot_be_written_costs_no_diagnosis(
+    cli: Run, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: Callable[[Path], None]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    monkeypatch.chdir(tmp_path)
+    fitted("run")
+    read_only(Path("run"))
+    code, out, err = cli("diagnose", "run", "--report")
+    assert (code, out.startswith("run: ")) == (1, True)
+    assert "report.html" in three_lines(err)
 
 
 def test_the_page_goes_to_a_device_or_a_pipe(

@@ -376,7 +376,7 @@ def test_a_folder_that_holds_a_run_is_not_run_into(cli: Run, fitted: Fitted, tex
     before = contents()
     code, _, err = cli("fit", *small(text_file, trainer__max_steps=2), "--run_dir=mine")
     assert code == 2
-    assert "mine holds a run already; go on with --ckpt_path mine/checkpoints/last.ckpt, or give another" in err
+    assert "mine holds a run already; resume with --ckpt_path mine/checkpoints/last.ckpt, or give another" in err
     assert contents() == before
 
 

@@ -27,6 +27,7 @@ FILES = {
     "true.yaml": "config: true\n",
     "circle.yaml": "eval_interval: &a [*a]\n",
     "deep.yaml": f"data: {'[' * 5000}\n",
+    "bomb.yaml": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 10}]\n" for i in range(1, 10)),
 }
 
 
@@ -64,7 +65,10 @@ def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_n
         ("--config=true.yaml", "true.yaml: config must be the name of a file, got True"),
         ("--config=circle.yaml", "circle.yaml: eval_interval contains itself"),
         ("--config=deep.yaml", "deep.yaml: too many levels of settings"),
+        ("--config=bomb.yaml", "bomb.yaml: more than 10,000 values"),
         ("--config case.yaml", "did you mean --eval_interval"),
+        ("--trainer.max_steps 1:30", "trainer.max_steps is 1:30, which YAML reads as 90; write 90"),
+        ("--model.optim.max_lr=0:0.5", "model.optim.max_lr is 0:0.5, which YAML reads as 0.5; write 0.5"),
         ("--no-compile", "did you mean --compile"),
     ],
 )

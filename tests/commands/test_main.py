@@ -57,7 +57,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--run_dir", "--seed_everything=1"], r"expected one argument\nall options"),
         (["--data.batch_size=0"], "batch_size has to be at least 1, got 0"),
         (["--data.corpus=nowhere.txt"], "no corpus 'nowhere.txt'"),
-        (["--data.corpus=../settings"], "there is no file in it but settings"),
+        (["--data.corpus=../settings"], "it has no files but settings"),
         (["--data.corpus=../few.txt"], "a window needs at least 257"),
         (["--data.offline_corpus=null"], "could not be downloaded.*save it as data/tinyshakespeare.txt"),
         (["--config=nowhere.yaml"], r"nowhere.yaml'\nall options"),

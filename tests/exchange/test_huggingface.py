@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import shutil
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.reference import english
 from tests.runs.test_checkpoint import smallest
-from tests.small_runs import BEST, Fitted, Run, load, scalars, small, table
+from tests.small_runs import BEST, Fitted, Run, assert_same, load, scalars, small, table
 from tinygpt_pl import TinyGPT
 from tinygpt_pl.exchange.huggingface import export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
@@ -328,6 +329,14 @@ def test_a_folder_in_several_files_is_read(bpe: BPETokenizer) -> None:
     idx = torch.randint(300, (1, 16))
     with torch.no_grad():
         torch.testing.assert_close(gpt(idx)[0], theirs(idx).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_read(bpe: BPETokenizer) -> None:
+    """Its weights were called damaged."""
+    gpt2_folder(bpe)
+    gpt, _ = load_network(import_folder(Path("gpt2")))
+    other, _ = load_network(import_folder(Path("gpt2").rename(os.fsdecode(b"caf\xe9"))))
+    assert_same(other.state_dict(), gpt.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

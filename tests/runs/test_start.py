@@ -46,7 +46,7 @@ def test_going_back_to_the_best_starts_a_branch(cli: Run, fitted: Fitted) -> Non
     assert (load(BEST)["global_step"], load(LAST)["global_step"]) == (4, 8)
     code, _, err = cli("fit", "--ckpt_path=best", "--trainer.max_steps=6", f"--run_dir={RUN}")
     assert code == 2
-    assert f"{RUN} has gone on from {BEST} (iteration 4) to iteration 8; go on with --ckpt_path {LAST}" in err
+    assert f"{RUN} has gone on from {BEST} (iteration 4) to iteration 8; resume with --ckpt_path {LAST}" in err
     code, out, err = cli("fit", "--ckpt_path=best", "--trainer.max_steps=6")
     assert code == 0, err
     assert f"NOTE: {RUN} has gone on from {BEST} (iteration 4) to iteration 8: this is a new run that starts" in out

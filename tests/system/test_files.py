@@ -38,6 +38,13 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_names_the_file(small_disk: Path) -> None:
+    path = small_disk / "file"
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), replacing(path) as file:
+        file.write(bytes(500_000))
+    assert not list(small_disk.iterdir())
+
+
 def test_unfinished_files_are_swept(tmp_path: Path) -> None:
     for name in ("a", f"a{PARTIAL}", f"b{PARTIAL}", "partial"):
         (tmp_path / name).touch()

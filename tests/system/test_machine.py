@@ -116,3 +116,19 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
         machine.check_memory(room // 4)
         with pytest.raises(ValueError, match=r"lower --model\.gpt\.n_layer"):
             machine.check_memory(room // 4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "named"),
+    [
+        ("TQDM_NCOLS=wide", "check the variables of the environment: TQDM_NCOLS"),
+        ("mkdir gone; cd gone; rmdir ../gone;", "the working folder may be gone: change to one that exists"),
+    ],
+)
+def test_a_program_that_cannot_be_loaded_costs_two_lines(tmp_path: Path, prepare: str, named: str) -> None:
+    command = f"{prepare} {sys.executable} -m tinygpt_pl generate"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the program cannot be loaded: ")
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 2

@@ -55,7 +55,8 @@ def on_a_full_disk(args: list[str]) -> None:
 def test_a_full_disk_behind_the_output_costs_a_run_nothing_but_its_table(fitted: Fitted, text_file: Path) -> None:
     """What another command writes is what it was asked for, so that ends with an error."""
     fitted()
-    for args, code in ((["fit", *small(text_file)], 0), (["generate"], 1), (["diagnose"], 1)):
+    codes = ((["fit", *small(text_file)], 0), (["generate"], 1), (["diagnose"], 1), (["fit", "-h"], 2), (["-h"], 2))
+    for args, code in codes:
         process = FORKS.Process(target=on_a_full_disk, args=(args,))
         process.start()
         process.join(timeout=100)

@@ -143,9 +143,9 @@ def test_fault_20_and_22_an_unfit_file(tmp_path: Path, content: bytes, message: 
 def test_fault_20_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a file, a folder nor one of tinyshakespeare, pydoc"):
         load_corpus("tinyshakespear", tmp_path)
-    with pytest.raises(ValueError, match="there is no file in it"):
+    with pytest.raises(ValueError, match="it has no files"):
         load_corpus(str(tmp_path), tmp_path)
-    with pytest.raises(ValueError, match="there is no file in it"):
+    with pytest.raises(ValueError, match="it has no files"):
         load_corpus(str(tmp_path / "*.txt"), tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
     assert load_corpus(str(tmp_path / "*" / "*"), cache).text == "data/b.txt", "a pattern reaches into an export"
     assert load_corpus(str(cache), cache).text == "data/b.txt\n\ndata/tinyshakespeare.txt"
     assert load_corpus(str(tmp_path / "tiny.yaml"), cache).text == "tiny.yaml"
-    with pytest.raises(ValueError, match=r"there is no file in it but settings or output of this program, as "):
+    with pytest.raises(ValueError, match=r"it has no files but settings or output of this program, as "):
         load_corpus(str(tmp_path / "*.ckpt"), cache)
 
 

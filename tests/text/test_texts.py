@@ -1,10 +1,12 @@
 """Files as text: what is taken as it is, what is left out, and what is refused."""
 
 import bz2
+import functools
 import gzip
 import io
 import json
 import lzma
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +111,7 @@ def test_the_end_of_a_name_says_how_a_file_is_compressed(
 
 SMALL = CharTokenizer.from_text(english()).encode(english()).astype(np.uint8)
 RUSSIAN = "Все счастливые семьи похожи друг на друга.\n" * 9  # noqa: RUF001  # it is meant to be in another script
+zipped = functools.partial(gzip.compress, mtime=0)  # parameters are the same in each process of a test run
 ARCHIVE = io.BytesIO()
 with tarfile.open(fileobj=ARCHIVE, mode="w") as archive:
     archive.add(__file__)
@@ -125,13 +128,24 @@ with tarfile.open(fileobj=ARCHIVE, mode="w") as archive:
         ("train.bin", SMALL.tobytes(), "binary"),
         ("train.bin", SMALL.astype(np.int64).tobytes(), "binary"),
         ("train.bin", (SMALL.astype(np.uint16) * 700).tobytes(), "binary"),
-        ("a.txt", gzip.compress(b"text"), r"compressed by gzip, .* let its name end in .gz"),
+        ("a.txt", zipped(b"text"), r"compressed by gzip, .* let its name end in .gz"),
         ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00\x59", r"compressed by zstd, .* zstd -d"),
         ("a.zip", b"PK\x03\x04\x14\x00\x00\x00", "a zip archive"),
         ("a.tar", ARCHIVE.getvalue(), "a tar archive"),
-        ("a.tar.gz", gzip.compress(ARCHIVE.getvalue()), "a tar archive"),
+        ("a.tar.gz", zipped(ARCHIVE.getvalue()), "a tar archive"),
         ("a.json", b'\n[{"text": "one"}]', r"a JSON array, .* jq -c"),
-        ("a.JSON.gz", gzip.compress(b'[{"text": "one"}]'), "a JSON array"),
+        ("a.JSON.gz", zipped(b'[{"text": "one"}]'), "a JSON array"),
+        ("a.json", b'\xef\xbb\xbf{"data": [1]}', r"a JSON object, .* or let its name end in .txt"),
+        ("a.txt", ("話說天下大勢。\n" * 9).encode("utf-16-le"), r"text in UTF-16LE, .* iconv -f UTF-16LE "),
+        ("a.txt", ("나랏말싸미 듕귁에 달아" * 9).encode("utf-16-be"), "text in UTF-16BE"),
+        ("a.txt", ("雨ニモマケズ。\n" * 9).encode("iso2022_jp"), r"text in ISO-2022-JP, .* iconv -f ISO-2022-JP "),
+        ("a.txt", ("비가 온다\n" * 9).encode("iso2022_kr"), "text in ISO-2022-KR"),
+        ("a.txt", b"+/v8-" + RUSSIAN.encode("utf-7"), "text in UTF-7"),
+        ("a.gz", zipped(zipped(b"text")), "compressed by gzip inside of another compression, .* unpack"),
+        ("a.tgz", zipped(ARCHIVE.getvalue()), "compressed by gzip, .* unpack it first"),
+        ("a.pkl", pickle.dumps(["text"]), "a pickle"),
+        ("a.pkl", pickle.dumps(["text"], protocol=0), "a pickle"),
+        ("a.db", b"SQLite format 3\0\x10\0", "an SQLite database"),
         ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
         ("a.rtf", b"{\\rtf1\\ansi Hello}", "an RTF document"),
         ("a.parquet", b"PAR1\x15\x04\x15\xae", "a Parquet file"),
@@ -157,6 +171,7 @@ def test_what_is_not_text_is_refused_with_what_it_is(tmp_path: Path, name: str, 
         "話說天下大勢" * 99,
         "%PD",
         "PAR1 is a word\n",
+        "one\0two three\0" * 50 + "話說天下大勢" * 9,
     ],
 )
 def test_what_only_looks_odd_is_text(tmp_path: Path, text: str) -> None:

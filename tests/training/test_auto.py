@@ -127,7 +127,7 @@ def test_other_threads_are_reported_when_a_run_resumes(cli: Run, text_file: Path
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"torch": "2.10.0"}, "torch 2.10.0 -> "), ({"instructions": "AVX2"}, "instructions AVX2 -> ")],
+    [({"torch": "2.10.0"}, "torch 2.10.0 -> "), ({"instructions": "VSX"}, "instructions VSX -> ")],
 )
 def test_another_machine_is_reported_when_a_run_resumes(
     cli: Run, text_file: Path, changed: dict[str, str], said: str

@@ -63,7 +63,7 @@ def test_fault_08_and_10_stopped_anywhere_and_resumed(
     code, _, err = cli("fit", *small(text_file, **DROPOUT, **modern), "--run_dir=run", signal_at(**where))
     assert code == 143, err
     last = Path("run/checkpoints/last.ckpt")
-    assert f"stopped by SIGTERM at iteration {iteration}; go on with: " in err
+    assert f"stopped by SIGTERM at iteration {iteration}; resume with: " in err
     assert err.strip().endswith(f"python -m tinygpt_pl fit --ckpt_path {last}")
     assert load(last)["global_step"] == iteration
     code, rest, _ = cli("fit", f"--ckpt_path={last}", "--trainer.callbacks=null")
@@ -102,7 +102,9 @@ def test_fault_09_a_signal_from_outside(text_file: Path, tmp_path: Path, signum:
     time.sleep(0.3)
     os.kill(process.pid, signum)
     output = finish(process, tmp_path, code=code)
-    stopped = re.search(r"stopped by SIG\w+ at iteration (\d+); go on with: .* (\S+)$", output.strip().splitlines()[-1])
+    stopped = re.search(
+        r"stopped by SIG\w+ at iteration (\d+); resume with: .* (\S+)$", output.strip().splitlines()[-1]
+    )
     assert stopped, output
     assert load(Path(stopped[2]))["global_step"] == int(stopped[1]) > 0
     assert "Traceback" not in output

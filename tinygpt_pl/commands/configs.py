@@ -20,10 +20,12 @@ def find_config(given: Any) -> Any:
     A file of that name in the working folder comes first.
 
     Raises:
-        UnknownConfigError: for a bare name that is neither.
+        UnknownConfigError: for a bare name that is neither, and for a pipe.
     """
     if not isinstance(given, str):  # the list of files that have been read, which jsonargparse checks in the end
         return given
+    if Path(given).is_fifo():  # the words of a command are parsed more than once
+        raise UnknownConfigError(f"must be a file that can be read twice; save {given} as a file")
     if not re.fullmatch(r"[\w-]+", given) or Path(given).is_file():
         return given
     shipped = {path.stem: path for path in FOLDER.glob("*.yaml")}

@@ -8,7 +8,7 @@ from tinygpt_pl.commands.outcome import Work
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.insight.diagnosis import Diagnosis, diagnose
 from tinygpt_pl.insight.history import History, read_history
-from tinygpt_pl.runs.folder import EVENTS, newest_run
+from tinygpt_pl.runs.folder import event_files, newest_run
 from tinygpt_pl.system.files import replacing
 from tinygpt_pl.system.terminal import warn
 
@@ -33,7 +33,7 @@ def diagnose_runs(args: Sequence[str], work: Work) -> int:
     folders = [Path(os.path.expanduser(name)) for name in config.run_dirs or [newest_run()]]
     runs: dict[str, History] = {}
     for folder in folders:
-        if not any(path.is_file() for path in folder.glob(EVENTS)):
+        if not event_files(folder):
             raise ValueError(
                 f"no run in {str(folder)!r}: give a folder that fit has written, as lightning_logs/version_0"
             )
@@ -50,11 +50,12 @@ def diagnose_runs(args: Sequence[str], work: Work) -> int:
         _check_place(output, HEAD.encode(), named=config.output is not None)
 
     work.begin()
-    if page:  # before a reader of the lines may have seen enough
-        _write(page.encode(errors="replace"), output)
+    failure = _write(page.encode(errors="replace"), output) if page else None
     verdicts = {name: diagnose(history) for name, history in runs.items()}
     for name, verdict in verdicts.items():
         print(*describe(name, verdict), sep="\n")
+    if failure:
+        raise failure
     if page:
         print(f"report: {output}")
     return 0 if all(verdict.healthy for verdict in verdicts.values()) else FOUND
@@ -74,13 +75,23 @@ def _check_place(output: Path, head: bytes, *, named: bool) -> None:
     warn(f"{output} was there already, and no page of diagnose; it is replaced")
 
 
-def _write(page: bytes, output: Path) -> None:
-    """Write the page: in one step, also where a link leads, but to a device or a pipe as it comes."""
-    if output.exists() and not output.is_file():
-        output.write_bytes(page)
-    else:
-        with replacing(output) as file:
-            file.write(page)
+def _write(page: bytes, output: Path) -> OSError | None:
+    """Write the page: in one step, also where a link leads, but to a device or a pipe as it comes.
+
+    It comes before the lines, whose reader may have seen enough; so they are printed even if it fails.
+
+    Returns:
+        What went wrong, if something did.
+    """
+    try:
+        if output.exists() and not output.is_file():
+            output.write_bytes(page)
+        else:
+            with replacing(output) as file:
+                file.write(page)
+    except OSError as error:
+        return error
+    return None
 
 
 def describe(name: str, verdict: Diagnosis) -> list[str]:

@@ -26,6 +26,9 @@ COMMANDS = {
 TRAINING = {"fit", "validate", "test"}
 """Commands with a Trainer, which looks after signals itself."""
 
+HELP = {"-h", "--help"}
+"""Options that print a help text and end the command."""
+
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """What Lightning reads while it is imported."""
 
@@ -47,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
     """
     args = sys.argv[1:] if args is None else args
-    secure_streams(training=list(args[:1]) == ["fit"])
+    secure_streams(training=list(args[:1]) == ["fit"] and not HELP & {*args})
     try:
         return _dispatch(args)
     finally:
@@ -55,9 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: Sequence[str]) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
-        return 0 if args else 2
+    if not args or args[0] in HELP:
+        return carry_out(lambda work: _list_commands()) or (0 if args else 2)
     verb, *options = args
     if verb not in COMMANDS:
         fail(f"no command {verb!r}: it has to be one of {', '.join(COMMANDS)}", _command_meant(args))
@@ -76,6 +78,11 @@ def _dispatch(args: Sequence[str]) -> int:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _list_commands() -> None:
+    """Print the commands, each with its help."""
+    print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
 
 
 def _command_meant(args: Sequence[str]) -> str:

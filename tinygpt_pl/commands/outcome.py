@@ -95,7 +95,7 @@ def _interrupted(stop: Interrupted, work: Work) -> int:
     """Print how to resume; the exit code is that of the signal, on rank 0."""
     if not work.first:
         return 0
-    print(f"{stop}; go on with: {PROG} fit --ckpt_path {quoted(stop.path)}", file=sys.stderr)
+    print(f"{stop}; resume with: {PROG} fit --ckpt_path {quoted(stop.path)}", file=sys.stderr)
     return 128 + stop.signum
 
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tinygpt_pl.system.terminal import PROG, refuse
 
 VERBS = {
-    "fit": "train a network, or go on with --ckpt_path last",
+    "fit": "train a model, or resume a run with --ckpt_path last",
     "validate": "repeat the evaluation of a checkpoint, with the run's own windows",
     "test": "score a checkpoint on the whole validation split, every token once",
     "diagnose": "say what the curve of a run shows, from its event files",
@@ -58,7 +58,18 @@ class Parser(ArgumentParser):
             of_a_class = ".init_args." in name  # where the defaults are those of its author
             if isinstance(value, str) and value.lower() in ("", "none") and name not in TEXT and not of_a_class:
                 self.error(f"{name} is the text {value!r}; leave it out, or write null for none")
+        for word, after in itertools.pairwise([*args, ""]):
+            option, joined, text = word.partition("=")
+            text, value = text if joined else after, config.get(option.lstrip("-"))
+            if isinstance(value, int | float) and ":" in text:
+                self.error(f"{option[2:]} is {text}, which YAML reads as {value}; write {value}")
         return config
+
+    def print_help(self, file: Any = None, **how: Any) -> None:
+        """Print the help text; a full disk behind the output is an error, which argparse would drop."""
+        output = file or sys.stdout
+        output.write(self.format_help())
+        output.flush()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""

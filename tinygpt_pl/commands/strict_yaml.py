@@ -1,21 +1,48 @@
 """YAML in which nothing is lost or changed without a word, for every file and value that the parser reads."""
 
+import itertools
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_dumper, set_loader
 
 OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 """Plain numbers that YAML reads in base 8 or 60: 010 is 8, and 1:30 is 90."""
+
+LARGEST = 10_000
+"""Values in a file: more than any run has, and fewer than aliases of aliases need to fill the memory."""
 
 _load = get_loader("yaml")  # jsonargparse's own, before it is replaced
 
 
 def use() -> None:
-    """Have jsonargparse load YAML by `load`."""
+    """Have jsonargparse load YAML by `load`, and write it by `dump`."""
     set_loader("yaml", load, (yaml.YAMLError,))
+    set_dumper("yaml", dump)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes members of an enumeration as their values; classes of Lightning have some as defaults."""
+
+
+Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def dump(content: Any) -> str:
+    """Settings as YAML, in their own order.
+
+    Raises:
+        ValueError: for a value that YAML has no way to write.
+    """
+    try:
+        text: str = yaml.dump(content, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    except yaml.representer.RepresenterError as error:
+        _, value = error.args
+        raise ValueError(f"a setting has the value {value!r}, which cannot be written to config.yaml") from None
+    return text
 
 
 def load(text: str, path: str = "") -> Any:
@@ -26,8 +53,8 @@ def load(text: str, path: str = "") -> Any:
         path: the file's name, for errors.
 
     Raises:
-        yaml.YAMLError: for what is no YAML, a key that a mapping has twice, a number in base 8 or 60, or a file
-            without settings.
+        yaml.YAMLError: for what is no YAML, a key that a mapping has twice, a number in base 8 or 60, a file
+            without settings, or one with too many.
     """
     where = f"{path}: " if path else ""
     try:
@@ -39,6 +66,8 @@ def load(text: str, path: str = "") -> Any:
         raise yaml.YAMLError(f"{where}too many levels of settings") from None
     for ambiguity in _ambiguities(tree, "", set()):
         raise yaml.YAMLError(f"{where}{ambiguity}")
+    if _size(tree, {}) > LARGEST:
+        raise yaml.YAMLError(f"{where}more than {LARGEST:,} values")
     if path and not isinstance(tree, yaml.MappingNode):
         raise yaml.YAMLError(f"{where}it has to hold settings, as in eval_interval: 100")
     loaded = _load(text)
@@ -72,3 +101,12 @@ def _ambiguities(
     elif node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
         line, value = node.start_mark.line + 1, yaml.safe_load(node.value)
         yield f"{name} in line {line} is {node.value}, which YAML reads as {value}; write {value}, or quotes around it"
+
+
+def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Number of values in a node, each alias counted as what it stands for."""
+    if id(node) not in sizes:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = itertools.chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in parts)
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in below)
+    return sizes[id(node)]

@@ -276,7 +276,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if not path.is_file():
             raise _without_weights(path)
         try:
-            stored |= safetensors.torch.load_file(path)
+            # The library opens names in UTF-8 alone.
+            named = readable(str(path)) == str(path)
+            stored |= safetensors.torch.load_file(path) if named else safetensors.torch.load(path.read_bytes())
+        except OSError:
+            raise
         except Exception as error:  # of the library, or of torch for a size that it lacks
             raise ValueError(f"{path} is damaged or no file of safetensors: {error}") from None
     return stored

@@ -164,10 +164,15 @@ class RunFolder:
                     folder.rmdir()
 
 
+def event_files(run_dir: Path) -> list[Path]:
+    """The files of a run's curve, in the order of their names."""
+    return sorted(path for path in run_dir.glob(EVENTS) if path.is_file())
+
+
 def event_sizes(run_dir: Path) -> dict[str, int]:
     """Name and length in bytes of each file of the curve, after bringing them to the disk if that can be done."""
     sizes = {}
-    for path in sorted(run_dir.glob(EVENTS)):
+    for path in event_files(run_dir):
         with suppress(OSError), path.open("rb") as file:
             os.fsync(file.fileno())
         sizes[path.name] = path.stat().st_size
@@ -176,7 +181,7 @@ def event_sizes(run_dir: Path) -> dict[str, int]:
 
 def rewind_events(run_dir: Path, sizes: Mapping[str, int]) -> None:
     """Take from the curve what was written after its files had these sizes: the run will write it again."""
-    found = list(run_dir.glob(EVENTS))
+    found = event_files(run_dir)
     if sizes.keys().isdisjoint(path.name for path in found):
         return  # another run's curve, or one that was logged elsewhere until now
     for path in found:

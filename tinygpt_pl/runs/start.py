@@ -87,7 +87,7 @@ def place_run(start: Start, given: Path | None) -> tuple[Path | None, str]:
             return own, ""
         beyond = f"{own} has gone on from {resumed.path} (iteration {start.iteration}) to iteration {reached}"
         if given:
-            raise ValueError(f"{beyond}; go on with --ckpt_path {last}, or give another --run_dir")
+            raise ValueError(f"{beyond}; resume with --ckpt_path {last}, or give another --run_dir")
         return None, f"NOTE: {beyond}: this is a new run that starts there"
     if given:
         _check_free(given)
@@ -99,7 +99,7 @@ def _check_free(folder: Path) -> None:
     last, config = checkpoint_path(folder, "last"), folder / "config.yaml"
     checkpoints = sorted(folder.glob("checkpoints/*.ckpt"))
     if last in checkpoints:
-        raise ValueError(f"{folder} holds a run already; go on with --ckpt_path {last}, or give another --run_dir")
+        raise ValueError(f"{folder} holds a run already; resume with --ckpt_path {last}, or give another --run_dir")
     if checkpoints or is_run(folder):
         found = checkpoints[0] if checkpoints else f"{config}, but no checkpoint to go on from"
         raise ValueError(f"{folder} holds a run already: there is {found}; give another --run_dir")

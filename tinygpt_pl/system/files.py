@@ -87,9 +87,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 raise
             shutil.copyfile(partial, path)
             partial.unlink()
-    except BaseException:
+    except BaseException as error:
         if partial.is_file():
             partial.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of a write to a full disk
+            error.filename = str(path)
         raise
     _flush_folder(path.parent)
 

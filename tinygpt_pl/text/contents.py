@@ -1,6 +1,7 @@
 """What a file holds, by its name and its first bytes: text, compressed text, or something to refuse."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 import re
@@ -12,12 +13,23 @@ from typing import Any
 DECOMPRESSORS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Readers of compressed files, by the end of the name in lower case."""
 
+PACKED = (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
+"""Ends of the names of archives that are compressed."""
+
 RECORDS = (".jsonl", ".ndjson")
 """Ends of the names of files with a JSON record in each line."""
 
 CONVERT = "convert it first: iconv -f {} -t UTF-8 OLD > NEW"
 LEAVE_OUT = "leave it out: --data.corpus takes a pattern in quotes, such as 'texts/**/*.txt'"
 UNPACK = "unpack it first"
+TO_RECORDS = "write its texts to a .jsonl file first, as records with a field text"
+SOURCE = "give the text file that it was made from"
+
+JSON = {
+    b"[": ("a JSON array", "write a record to each line first: jq -c '.[]' OLD.json > NEW.jsonl"),
+    b"{": ("a JSON object", f"{TO_RECORDS}, or let its name end in .txt"),
+}
+"""What a .json file holds, by its first character, and what to do."""
 
 SIGNATURES = {
     b"\x1f\x8b": ("compressed by gzip", "let its name end in .gz"),
@@ -31,9 +43,16 @@ SIGNATURES = {
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
     b"{\\rtf": ("an RTF document", "save it as plain text first"),
     b"\xd0\xcf\x11\xe0": ("an Office document", "save it as plain text first"),
-    b"PAR1\x15": ("a Parquet file", "write its texts to a .jsonl file first"),
-    b"ARROW1\0": ("an Arrow file", "write its texts to a .jsonl file first"),
-    b"\x93NUMPY": ("a NumPy array", "give the text that it was made of"),
+    b"PAR1\x15": ("a Parquet file", TO_RECORDS),
+    b"ARROW1\0": ("an Arrow file", TO_RECORDS),
+    b"\x93NUMPY": ("a NumPy array", SOURCE),
+    b"SQLite format 3\0": ("an SQLite database", TO_RECORDS),
+    b"\x80\x02": ("a pickle", SOURCE),
+    b"\x80\x03": ("a pickle", SOURCE),
+    b"\x80\x04\x95": ("a pickle", SOURCE),
+    b"\x80\x05\x95": ("a pickle", SOURCE),
+    b"(lp0\n": ("a pickle", SOURCE),  # of protocol 0, which is ASCII
+    b"(dp0\n": ("a pickle", SOURCE),
     b"\x89PNG": ("an image", LEAVE_OUT),
     b"\xff\xd8\xff": ("an image", LEAVE_OUT),
     b"GIF8": ("an image", LEAVE_OUT),
@@ -41,6 +60,7 @@ SIGNATURES = {
     b"\0\0\xfe\xff": ("text in UTF-32", CONVERT.format("UTF-32")),
     b"\xff\xfe": ("text in UTF-16", CONVERT.format("UTF-16")),
     b"\xfe\xff": ("text in UTF-16", CONVERT.format("UTF-16")),
+    b"+/v8": ("text in UTF-7", CONVERT.format("UTF-7")),
 }
 """What files begin with, what they are then, and what to do; the first that fits counts."""
 
@@ -50,6 +70,17 @@ CONTROLS = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1a\x1b"})
 
 UTF_16 = re.compile(rb"(?:[^\0]\0){16}|(?:\0[^\0]){16}")
 """Sixteen characters of an alphabet in it; NUL between records is never so close."""
+
+ESCAPES = {
+    b"\x1b$@": "ISO-2022-JP",
+    b"\x1b$B": "ISO-2022-JP",
+    b"\x1b$)C": "ISO-2022-KR",
+    b"\x1b$)A": "ISO-2022-CN",
+}
+"""Escape sequences that select Asian characters in encodings of ASCII bytes (RFC 1468, 1557 and 1922)."""
+
+SCRIPTS = dict.fromkeys(range(0x30, 0xA0), "CJK") | dict.fromkeys(range(0xAC, 0xD8), "Hangul")
+"""Scripts with more than one block of 256 characters, by the high byte; each other block counts for one script."""
 
 
 def holds_records(path: Path) -> bool:
@@ -72,17 +103,25 @@ def check_text(path: Path, head: bytes) -> None:
     Raises:
         ValueError: with what it is, and what to do.
     """
-    found = next((meaning for start, meaning in SIGNATURES.items() if head.startswith(start)), None)
-    if head[257:262] == b"ustar":
-        found = ("a tar archive", UNPACK)
-    elif head[5:9] == b"\0\0\0{":
-        found = ("a safetensors file", LEAVE_OUT)
-    elif _uncompressed(path).endswith(".json") and head.lstrip()[:1] == b"[":
-        found = ("a JSON array", "write a record to each line first: jq -c '.[]' OLD.json > NEW.jsonl")
-    if not found and head:
-        found = _binary(head)
+    found = _of_a_format(path, head) or _of_an_encoding(head)
     if found:
         raise ValueError(f"{path} is {found[0]}, not text in UTF-8; {found[1]}")
+
+
+def _of_a_format(path: Path, head: bytes) -> tuple[str, str] | None:
+    """What a file of a known format is, and what to do; None for any other."""
+    for start, (meaning, advice) in SIGNATURES.items():
+        if head.startswith(start):
+            if meaning.startswith("compressed") and path.suffix.lower() in DECOMPRESSORS:
+                return f"{meaning} inside of another compression", UNPACK
+            return meaning, UNPACK if path.suffix.lower() in PACKED else advice
+    if head[257:262] == b"ustar":
+        return "a tar archive", UNPACK
+    if head[5:9] == b"\0\0\0{":
+        return "a safetensors file", LEAVE_OUT
+    if _uncompressed(path).endswith(".json"):
+        return JSON.get(head.removeprefix(codecs.BOM_UTF8).lstrip()[:1])
+    return None
 
 
 def check_block(path: Path, block: bytes, offset: int) -> None:
@@ -96,10 +135,13 @@ def check_block(path: Path, block: bytes, offset: int) -> None:
         raise ValueError(f"{path} has text in UTF-16 from byte {offset + found.start()} on; all of it must be in UTF-8")
 
 
-def _binary(head: bytes) -> tuple[str, str] | None:
-    """What bytes without a signature are if they are not text, and what to do."""
+def _of_an_encoding(head: bytes) -> tuple[str, str] | None:
+    """What bytes without a format are if they are not text in UTF-8, and what to do."""
+    for sequence, encoding in ESCAPES.items():
+        if sequence in head:
+            return f"text in {encoding}", CONVERT.format(encoding)
     controls, nul = (len(head) - len(head.translate(None, some)) for some in (CONTROLS, b"\0"))
-    if controls + nul < 0.02 * len(head):
+    if controls + nul <= 0.02 * len(head):
         return None
     for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):
         if _reads_as(head, encoding):
@@ -110,8 +152,18 @@ def _binary(head: bytes) -> tuple[str, str] | None:
 
 
 def _reads_as(head: bytes, encoding: str) -> bool:
-    """Whether bytes are text of an alphabet in UTF-16 or UTF-32: printable, in two blocks of 256 characters."""
+    """Whether bytes are text in UTF-16 or UTF-32: printable, in two scripts; of an alphabet if they are UTF-8, too."""
     text = head[: len(head) // 4 * 4].decode(encoding, "replace")
     printable = sum((char.isprintable() or char.isspace()) and char != "\N{REPLACEMENT CHARACTER}" for char in text)
-    blocks = Counter(ord(char) >> 8 for char in text).most_common(2)
-    return printable >= 0.95 * len(text) > 0 and sum(count for _, count in blocks) >= 0.9 * len(text)
+    scripts = {} if _is_utf8(head) else SCRIPTS  # read as UTF-16, any ASCII text is full of Chinese characters
+    common = Counter(scripts.get(ord(char) >> 8, ord(char) >> 8) for char in text).most_common(2)
+    return printable >= 0.95 * len(text) > 0 and sum(count for _, count in common) >= 0.9 * len(text)
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes are UTF-8, but for a character that is cut off at their end."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True

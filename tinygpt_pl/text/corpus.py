@@ -130,7 +130,7 @@ def load_corpus(corpus: str, cache_dir: Path, offline_corpus: str | None = None,
         raise ValueError(f"no corpus {corpus!r}: neither a file, a folder nor one of {', '.join(CORPORA)}") from None
     if not files:
         others = f" but settings or output of this program, as {left_out[0]}" if left_out else ""
-        raise ValueError(f"no corpus {corpus!r}: there is no file in it{others}")
+        raise ValueError(f"no corpus {corpus!r}: it has no files{others}")
     return Corpus(corpus, tuple(files), field, tuple(left_out))
 
 
