@@ -145,7 +145,7 @@ def start(args: list[str], folder: Path) -> ForkServerProcess:
 
 def finish(process: ForkServerProcess, folder: Path, code: int = 0) -> str:
     """Wait for a process to end with this code; gives all that was said in the folder so far."""
-    process.join(timeout=100)
+    process.join(timeout=250)  # the machine may be slow; a run that hangs is a failure
     output = (folder / "output").read_text()
     assert process.exitcode == code, output
     return output

@@ -7,6 +7,7 @@ import sys
 
 def main() -> int:
     """Run the command line; gives the exit code."""
+    gc.disable()  # until all is imported: none of it is garbage, and looking for some takes a part of the start
     try:
         os.getcwd()  # torch ends the process where the working folder is gone
         from tinygpt_pl.commands.main import main as run

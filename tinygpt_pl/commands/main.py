@@ -1,6 +1,7 @@
 """The command line: the commands, each imported when it is asked for."""
 
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -100,5 +101,7 @@ def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
         if not os.environ.get(name, "0").isdecimal():
             raise ValueError(f"{name} has to be the number of a process, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
-    code: int | None = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)(options, work)
+    command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)
+    gc.enable()  # __main__.py has turned it off
+    code: int | None = command(options, work)
     return code
