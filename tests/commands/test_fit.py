@@ -416,6 +416,7 @@ def test_a_checkpoint_of_another_network_or_text_is_refused(cli: Run, fitted: Fi
     assert f"corpus '{other}' has 26 characters that are not among the 27 known ones: 'A', 'B'" in err
 
 
+@pytest.mark.slow
 def test_a_plain_run_is_quiet_and_shows_its_progress(text_file: Path, tmp_path: Path) -> None:
     """In a process of its own, since only there the console is what a user sees."""
     done = shell("fit", *small(text_file), cwd=tmp_path)

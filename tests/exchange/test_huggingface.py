@@ -701,10 +701,8 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: p
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("verb", "signum"),
-    [("export", signal.SIGTERM), pytest.param("import", signal.SIGINT, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "signum"), [("export", signal.SIGTERM), ("import", signal.SIGINT)])
 def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum: signal.Signals, verb: str) -> None:
     tokenizer = CharTokenizer.from_text("abc")
     gpt = {"vocab_size": 3, "block_size": 16, "n_layer": 6, "n_head": 8, "n_embd": 768}  # 170 MB

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from tests.small_runs import Fitted, Run, assert_same, outcome, small, three_lines
+from tests.small_runs import RUN, Fitted, Run, assert_same, outcome, small, three_lines
 from tinygpt_pl import RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
 from tinygpt_pl.training.averaging import Averaging
 from tinygpt_pl.training.evaluation import Evaluation, Samples
@@ -103,3 +103,12 @@ def test_what_a_callback_of_lightnings_complains_of_costs_three_lines(
     found, _, err = cli("fit", *small(text_file), f"--trainer.callbacks={name}", *options)
     assert found == code
     assert re.search(message, three_lines(err))
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_callback_with_an_enumeration_among_its_defaults_is_written_down(cli: Run, text_file: Path) -> None:
+    code, _, err = cli("fit", *small(text_file), "--trainer.callbacks=Timer")
+    assert code == 0, err
+    written = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert written["trainer"]["callbacks"]["init_args"]["interval"] == "step"
+    assert cli("fit", "--config", str(RUN / "config.yaml"))[0] == 0
