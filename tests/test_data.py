@@ -17,6 +17,8 @@ from tinygpt_pl.windows import STREAMS, FixedWindows, TrainingWindows, even_pass
 def test_starts_are_pinned() -> None:
     """A change of these numbers would change every run that was ever recorded."""
     assert window_starts(1337, "train", 0, 4, 1_003_598).tolist() == [720011, 940031, 187240, 776619]
+    largest, before = (window_starts(2**64 - i, "eval_val", 0, 4, 1_003_598).tolist() for i in (1, 2))
+    assert largest != before, "they were rounded"
 
 
 def test_starts_depend_on_seed_stream_and_step_alone() -> None:

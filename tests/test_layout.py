@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "exchange": {"gpt", "text", "runs", "system"},
     "training": RECIPE | {"text", "system", "runs", "insight", "generation"},
     "commands": RECIPE | {"text", "system", "runs", "insight", "generation", "exchange", "training"},
-    "__main__": {"commands"},
+    "__main__": {"commands", "system"},
     "__init__": RECIPE | {"text", "generation", "training"},
 }
 """Room, or file of the recipe, to what it may import besides its own files."""

@@ -4,15 +4,15 @@ import gc
 import os
 import sys
 
+from tinygpt_pl.system.loading import loading
+
 
 def main() -> int:
     """Run the command line; gives the exit code."""
-    gc.disable()  # until all is imported: none of it is garbage, and looking for some takes a part of the start
     try:
         os.getcwd()  # torch ends the process where the working folder is gone
-        from tinygpt_pl.commands.main import main as run
-    except KeyboardInterrupt:  # before there is anything to save
-        return 130
+        with loading():
+            from tinygpt_pl.commands.main import main as run
     except Exception as error:  # without memory, libraries fail in ways of their own
         why = str(error) or type(error).__name__
         print(f"error: the program cannot be loaded: {why}\n{_way_out(error)}", file=sys.stderr)

@@ -32,7 +32,8 @@ def window_starts(seed: int, stream: str, step: int, count: int, high: int) -> n
     Philox is a counter-based generator (Salmon et al. 2011): the i-th number of a (key, counter) needs no state, and
     the first n of them are the same whatever `count` is. The remainder favours no start by more than high / 2**64.
     """
-    raw = np.random.Philox(key=[seed, STREAMS[stream]], counter=[0, step, 0, 0]).random_raw(count)
+    key = np.array([seed, STREAMS[stream]], np.uint64)  # a list with a number from 2**63 on would be rounded
+    raw = np.random.Philox(key=key, counter=[0, step, 0, 0]).random_raw(count)
     return (raw % np.uint64(high)).astype(np.int64)
 
 

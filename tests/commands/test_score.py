@@ -3,13 +3,14 @@
 import contextlib
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.reference import english
-from tests.small_runs import BEST, Fitted, Run, small
+from tests.small_runs import BEST, Fitted, Run, small, three_lines
 from tinygpt_pl import TinyGPT
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -87,3 +88,29 @@ def test_a_run_is_repeated_and_scored_from_another_folder(cli: Run, tmp_path: Pa
             assert math.isfinite(float(re.findall(r"^(\d+\.\d+) nats", scored, re.MULTILINE)[0]))
             code, _, err = cli("fit", f"--config={run}/config.yaml", f"--run_dir={run.name}")
             assert code == 0, err
+
+
+def test_a_text_that_has_changed_is_reported(cli: Run, fitted: Fitted, text_file: Path, tmp_path: Path) -> None:
+    """Its numbers are not those of the run, which `validate` repeats."""
+    text = Path(shutil.copy(text_file, tmp_path / "text.txt"))
+    fitted(data__corpus=text)
+    assert "not the text" not in cli("validate")[2]
+    text.write_text(text.read_text() + "more")
+    code, _, err = cli("validate")
+    assert (code, "is not the text that the run was trained on" in err) == (0, True)
+
+
+def test_other_tokens_than_those_of_the_checkpoint_are_refused(cli: Run, fitted: Fitted) -> None:
+    fitted()
+    code, _, err = cli("test", "--data.tokenizer=byte")
+    assert code == 2
+    assert "data.tokenizer must stay char, that of the run, got byte" in three_lines(err)
+
+
+@pytest.mark.parametrize("words", [("fit", "--ckpt_path=last", "--trainer.max_steps=12"), ("test",)])
+def test_weights_to_begin_with_are_for_a_new_run(cli: Run, fitted: Fitted, words: tuple[str, ...]) -> None:
+    """They were ignored, and written down."""
+    fitted()
+    code, _, err = cli(*words, f"--init_from={BEST}")
+    assert code == 2
+    assert "--init_from is for a new run" in three_lines(err)

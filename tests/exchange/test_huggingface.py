@@ -762,3 +762,19 @@ def test_weights_that_were_trained_elsewhere_may_start_anywhere(cli: Run, fitted
     code, out, err = cli("fit", "--ckpt_path=bold.ckpt", *small(text_file), "--trainer.max_steps=4")
     assert code == 0, err
     assert float(table(out)[0][2]) > math.log(27) + 2
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        None,
+        {"type": "Whitespace"},
+        {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "ByteLevel"}]},
+    ],
+)
+def test_a_tokenizer_that_loses_characters_is_refused(bpe: BPETokenizer, pre_tokenizer: Any) -> None:
+    gpt2_folder(bpe)
+    path = Path("gpt2/tokenizer.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": pre_tokenizer}))
+    with pytest.raises(ValueError, match="pre_tokenizer must be ByteLevel"):
+        import_folder(Path("gpt2"))

@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.small_runs import (
     FORKS,
@@ -277,3 +278,14 @@ def test_a_home_folder_is_one_folder(cli: Run, text_file: Path, monkeypatch: pyt
     assert cli("fit", *small(text_file, trainer__max_steps=4), "--run_dir=~/run")[0] == 0
     assert cli("fit", "--run_dir=~/run", "--ckpt_path=last", "--trainer.max_steps=6")[0] == 0
     assert load(Path("run/checkpoints/last.ckpt"))["global_step"] == 6
+
+
+def test_event_files_of_others_stay(fitted: Fitted, cli: Run) -> None:
+    """A run that resumed deleted each event file that its checkpoint did not know."""
+    fitted()
+    with SummaryWriter(str(RUN)) as writer:
+        writer.add_scalar("mine", 1.0, 0)
+    (mine,) = [path for path in RUN.glob("events.out.tfevents.*") if b"mine" in path.read_bytes()]
+    before = mine.read_bytes()
+    assert cli("fit", "--ckpt_path=last", LONGER)[0] == 0
+    assert mine.read_bytes() == before

@@ -195,7 +195,9 @@ def test_each_file_is_taken_once_however_links_lead_to_it(tmp_path: Path) -> Non
     (texts / "there").symlink_to(elsewhere)
     (texts / "gone.txt").symlink_to("nowhere")
     for corpus in (texts, texts / "**" / "*.txt", texts / "**"):
-        assert load_corpus(str(corpus), tmp_path).text == "1\n\n2\n\n3", corpus
+        found = load_corpus(str(corpus), tmp_path)
+        assert found.text == "1\n\n2\n\n3", corpus
+        assert "gone.txt" in found.note, "with its text, it would be another corpus"
     assert load_corpus(str(texts / "*" / "*.txt"), tmp_path).text == "1\n\n2\n\n3"
 
 
@@ -212,7 +214,7 @@ def test_settings_and_outputs_are_no_part_of_a_folder(tmp_path: Path) -> None:
         path.write_text(name)
     found = load_corpus(str(tmp_path), cache)
     assert found.text == "a.txt\n\ndata/b.txt"
-    assert found.note.startswith(f"NOTE: corpus '{tmp_path}' leaves out settings and output: ")
+    assert found.note.startswith(f"NOTE: corpus '{tmp_path}' leaves out settings, output and dead links: ")
     assert load_corpus(str(tmp_path / "**" / "*"), cache).text.split("\n\n") == sorted(
         ["a.txt", "data/b.txt", "slurm-12.out", "tiny.yaml", "train.log"]
     )
@@ -248,7 +250,7 @@ def test_a_run_in_the_folder_of_its_text_resumes(cli: Run, tmp_path: Path, monke
     options = [option for option in small(Path("."), trainer__max_steps=4) if "max_steps" not in option]
     code, out, err = cli("fit", "--config=tiny.yaml", *options)
     assert code == 0, err
-    assert out.splitlines()[0] == "NOTE: corpus '.' leaves out settings and output: tiny.yaml"
+    assert out.splitlines()[0] == "NOTE: corpus '.' leaves out settings, output and dead links: tiny.yaml"
     assert cli("diagnose", "--report", "--output=page.html")[0] in (0, 3)
     assert cli("export", "--output_dir=exported")[0] == 0
     Path("train.log").write_text(out)

@@ -219,3 +219,23 @@ def test_fault_22_an_odd_text_is_taken_as_it_is(cli: Run, tmp_path: Path, text: 
     assert tokenizer is not None
     assert tokenizer.vocab_size == len(set(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(("end", "compress"), [("bz2", bz2.compress), ("xz", lzma.compress), ("gz", gzip.compress)])
+def test_damage_in_a_later_member_is_no_end(tmp_path: Path, end: str, compress: Callable[[bytes], bytes]) -> None:
+    """Python's readers of .bz2 and .xz take damage at the start of a member for the end of the file."""
+    members = [bytearray(compress(english().encode()[i : i + 1000])) for i in range(0, 4000, 1000)]
+    path = tmp_path / f"a.txt.{end}"
+    path.write_bytes(b"".join(members))
+    assert read(path) == [english()[:4000]]
+    members[2][len(members[2]) // 2] ^= 16
+    path.write_bytes(b"".join(members))
+    with pytest.raises(ValueError, match="is damaged"):
+        read(path)
+
+
+def test_a_short_first_member_hides_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"a") + gzip.compress(SMALL.tobytes()))
+    with pytest.raises(ValueError, match="is binary"):
+        read(path)

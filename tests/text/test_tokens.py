@@ -284,3 +284,11 @@ def test_processes_that_start_together_prepare_once(tmp_path: Path) -> None:
         assert process.exitcode == 0
     assert (tmp_path / "surveys").read_text() == "one\n"
     assert len(files(tmp_path)) == 1
+
+
+def test_the_name_of_a_link_says_how_its_file_is_read(tmp_path: Path) -> None:
+    """The tokens of records were taken for those of the same file as plain text."""
+    records, text = tmp_path / "c.jsonl", tmp_path / "c.txt"
+    records.write_text('{"text": "one"}\n')
+    text.symlink_to(records)
+    assert load_corpus(str(records), tmp_path).signature() != load_corpus(str(text), tmp_path).signature()

@@ -93,6 +93,16 @@ def test_a_run_from_python_is_the_run_of_fit(fitted: Fitted) -> None:
         (["BackboneFinetuning"], 1, "no attribute 'backbone'"),
         (["TQDMProgressBar"], 2, "multiple progress bar callbacks"),
         (["LearningRateFinder"], 2, "LearningRateFinder changes what the run's settings say"),
+        (
+            ['[{"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {"0": 4}}}]'],
+            2,
+            "GradientAccumulationScheduler changes what the run's settings say",
+        ),
+        (
+            ["StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01", "--trainer.callbacks.device=null"],
+            2,
+            "StochasticWeightAveraging changes what the run's settings say",
+        ),
         (["BatchSizeFinder"], 2, "BatchSizeFinder changes what the run's settings say"),
     ],
 )

@@ -1,7 +1,6 @@
 """The command line: the commands, each imported when it is asked for."""
 
 import difflib
-import gc
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from importlib import import_module
 
 from tinygpt_pl.commands.outcome import Work, carry_out
 from tinygpt_pl.commands.parser import VERBS, repeated
+from tinygpt_pl.system.loading import loading
 from tinygpt_pl.system.streams import close_output, secure_streams
 from tinygpt_pl.system.terminal import PROG, fail, warn
 
@@ -101,7 +101,7 @@ def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
         if not os.environ.get(name, "0").isdecimal():
             raise ValueError(f"{name} has to be the number of a process, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
-    command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)
-    gc.enable()  # __main__.py has turned it off
+    with loading():
+        command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)
     code: int | None = command(options, work)
     return code

@@ -13,7 +13,7 @@ from tinygpt_pl.commands.settings import read_settings
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs.checkpoint import Checkpoint
-from tinygpt_pl.system.terminal import say
+from tinygpt_pl.system.terminal import say, warn
 from tinygpt_pl.training.console import quieten
 from tinygpt_pl.training.trainer import check_split, lightning_running, make_trainer
 
@@ -59,6 +59,10 @@ def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextD
     data = load_data(settings, start, verb)
     module = make_module(settings, data, start)
     module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
+    known = start.checkpoint.content["corpus"]["sha256"]
+    asked = any(word.startswith("--data.corpus") for word in args)
+    if known not in ("", data.corpus_sha256) and not asked:
+        warn(f"{data.corpus_name} is not the text that the run was trained on: it has changed since")
     trainer = make_trainer(**settings.trainer)
     check_split(data, trainer, whole=verb == "test")
     return start.checkpoint, module, data, trainer

@@ -129,6 +129,8 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
         settings, held = _brought(start, start.checkpoint)
         before = parser.parse_object(settings)
         config = parser.parse_args(args, namespace=before.clone())
+        if start.kind == "resume":
+            _check_ignored(verb, args, before, config)
         if start.kind == "weights":
             _check_tokens(settings, config)
             config.init_from = os.path.abspath(start.checkpoint.path)  # what the run writes down of it
@@ -167,10 +169,21 @@ def _check_order(parser: Parser, args: Sequence[str], config: Namespace) -> None
     if given.config and others:
         files_first = parser.parse_args([*(f"--config={file}" for file in given.config), *others])
         for name, value in files_first.items():
-            if name != "config" and config.get(name) != value:
+            if name != "config" and value == value and config.get(name) != value:  # NaN is refused later
                 raise ValueError(
                     f"--{name} {value} comes before a --config that sets {config.get(name)}: give --config first"
                 )
+
+
+def _check_ignored(verb: str, args: Sequence[str], before: Namespace, config: Namespace) -> None:
+    """Refuse what a run that is scored or resumes would ignore: weights to begin with, and other tokens."""
+    if any(word.partition("=")[0] == "--init_from" for word in args):
+        raise ValueError("--init_from is for a new run; leave it out, or --ckpt_path")
+    config.init_from = before.init_from
+    if verb != "fit":
+        for name in ("tokenizer", "vocab_size"):
+            if config.data[name] != before.data[name]:
+                raise ValueError(f"data.{name} must stay {before.data[name]}, that of the run, got {config.data[name]}")
 
 
 def _run_config(config: Namespace) -> RunConfig:
@@ -184,7 +197,7 @@ def _folder(config: Namespace) -> Path | None:
 def _find_start(verb: str, config: Namespace) -> Start:
     """What a new run starts from, what a run resumes from, or what is scored."""
     if verb == "fit" and config.ckpt_path is None:
-        return Start() if config.init_from is None else Start.of(config.init_from, _folder(config), "weights")
+        return Start() if config.init_from is None else Start.of(config.init_from, None, "weights")
     start = Start.of(config.ckpt_path, _folder(config), "resume")
     untrained = start.checkpoint is not None and start.checkpoint.untrained  # it was imported: no run can resume
     return Start("weights", start.checkpoint) if verb == "fit" and untrained else start

@@ -64,23 +64,47 @@ def load(text: str, path: str = "") -> Any:
         raise yaml.YAMLError(f"{where}{error.problem}{line}") from None
     except RecursionError:
         raise yaml.YAMLError(f"{where}too many levels of settings") from None
-    for ambiguity in _ambiguities(tree, "", set()):
+    for ambiguity in _ambiguities(tree, "", set(), {}):
         raise yaml.YAMLError(f"{where}{ambiguity}")
     if _size(tree, {}) > LARGEST:
         raise yaml.YAMLError(f"{where}more than {LARGEST:,} values")
-    if path and not isinstance(tree, yaml.MappingNode):
+    if path:
+        _check_file(tree, where)
+    return _load(text)
+
+
+def _check_file(tree: yaml.Node | None, where: str) -> None:
+    """See that a file holds settings, and that those of a file that it builds on do not replace its own.
+
+    Raises:
+        yaml.YAMLError: if not.
+    """
+    if not isinstance(tree, yaml.MappingNode) or not tree.value:
         raise yaml.YAMLError(f"{where}it has to hold settings, as in eval_interval: 100")
-    loaded = _load(text)
-    files = (loaded.get("config") if path else None) or []
-    if not all(isinstance(file, str) for file in (files if isinstance(files, list) else [files])):
-        raise yaml.YAMLError(f"{where}config must be the name of a file, got {files!r}")
-    return loaded
+    for place, (key, value) in enumerate(tree.value):
+        if key.value != "config":
+            continue
+        if not (isinstance(value, yaml.ScalarNode) and value.tag.endswith((":str", ":null"))):
+            got = value.value if isinstance(value, yaml.ScalarNode) else "several values"
+            raise yaml.YAMLError(f"{where}config must be the name of one file, got {got}")
+        if place:
+            raise yaml.YAMLError(f"{where}config in line {key.start_mark.line + 1} must come before the settings")
+    if len(tree.value) == 1 and not tree.value[0][1].value:
+        raise yaml.YAMLError(f"{where}{tree.value[0][0].value} has no value; write null for none")
 
 
 def _ambiguities(
-    node: yaml.Node | None, name: str, seen: set[int], above: frozenset[int] = frozenset()
+    node: yaml.Node | None, name: str, seen: set[int], lines: dict[str, int], above: frozenset[int] = frozenset()
 ) -> Iterator[str]:
-    """What is not clear about a node and all below it, which is looked at once however many aliases lead there."""
+    """What is not clear about a node and all below it, which is looked at once however many aliases lead there.
+
+    Args:
+        node: of the tree.
+        name: of the setting, with dots.
+        seen: nodes that have been looked at.
+        lines: each setting and its line so far, for a.b: 1 is the same setting as b: 1 below a.
+        above: nodes that this one is a part of.
+    """
     if id(node) in above:
         yield f"{name} contains itself"
     if node is None or id(node) in seen:
@@ -88,16 +112,15 @@ def _ambiguities(
     seen.add(id(node))
     above |= {id(node)}
     if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
         for key, value in node.value:
             below, line = f"{name}.{key.value}".lstrip("."), key.start_mark.line + 1
             if below in lines:
                 yield f"{below} is given twice, in line {lines[below]} and in line {line}; keep one of them"
             lines[below] = line
-            yield from _ambiguities(value, below, seen, above)
+            yield from _ambiguities(value, below, seen, lines, above)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _ambiguities(item, name, seen, above)
+            yield from _ambiguities(item, name, seen, {}, above)
     elif node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
         line, value = node.start_mark.line + 1, yaml.safe_load(node.value)
         yield f"{name} in line {line} is {node.value}, which YAML reads as {value}; write {value}, or quotes around it"

@@ -235,7 +235,7 @@ def _read_tokenizer(folder: Path, rows: int) -> Tokenizer:
             characters = "".join(sorted(ids, key=ids.__getitem__))
             if [ids[character] for character in characters] == list(range(len(ids))):
                 return CharTokenizer(characters)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is no tokenizer: {error!r}") from None
     if (kind, decoder) != ("BPE", "ByteLevel"):
         raise ValueError(f"{path} has to be byte-level BPE, or of characters as `export` writes it, got {kind}")
@@ -243,10 +243,23 @@ def _read_tokenizer(folder: Path, rows: int) -> Tokenizer:
     for name in UNUSED:
         if parts.get(name):
             raise ValueError(f"{path}: {name} has to be left out, got {parts[name]!r}")
+    if not _keeps_text(content.get("pre_tokenizer")):
+        raise ValueError(
+            f"{path}: pre_tokenizer must be ByteLevel, after Split or Digits, so that no character is lost"
+        )
     # GPT2Tokenizer adds an end of text when it saves, for which a network of bytes has no row.
     if ids == _byte_signs() and not model.get("merges") and (rows == len(ids) or not content.get("added_tokens")):
         return ByteTokenizer()
     return BPETokenizer(path.read_text(encoding="utf-8"))
+
+
+def _keeps_text(pre_tokenizer: Any) -> bool:
+    """Whether a part of a tokenizer.json turns any text into bytes without losing some of it on the way."""
+    if not isinstance(pre_tokenizer, dict):
+        return False
+    *cutting, last = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    keeps = all(part.get("type") in ("Split", "Digits") and part.get("behavior") != "Removed" for part in cutting)
+    return keeps and last.get("type") == "ByteLevel"
 
 
 def _join_bpe(folder: Path) -> str:

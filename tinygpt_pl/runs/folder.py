@@ -179,6 +179,19 @@ def event_sizes(run_dir: Path) -> dict[str, int]:
     return sizes
 
 
+FACTS = b"facts/text_summary"
+"""Tag that each stretch of a run writes first of all into its event file."""
+
+HEADER = 100
+"""Bytes within which an event file holds its version alone."""
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an event file is of a run of this program, or has no rows; others may lie in the folder."""
+    content = path.read_bytes()
+    return len(content) < HEADER or FACTS in content
+
+
 def rewind_events(run_dir: Path, sizes: Mapping[str, int]) -> None:
     """Take from the curve what was written after its files had these sizes: the run will write it again."""
     found = event_files(run_dir)
@@ -187,5 +200,5 @@ def rewind_events(run_dir: Path, sizes: Mapping[str, int]) -> None:
     for path in found:
         if path.name in sizes:
             os.truncate(path, min(path.stat().st_size, sizes[path.name]))
-        else:
+        elif _is_own(path):
             path.unlink()

@@ -3,14 +3,62 @@
 import bz2
 import codecs
 import gzip
+import io
 import lzma
 import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-DECOMPRESSORS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+class Members(io.RawIOBase):
+    """The content of a .bz2 or .xz file, one member after the other.
+
+    Python's own readers take damage at the start of a later member for the end of the file.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self.file, self.decompressor = file, decompressor
+        self.member = decompressor()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; 0 is the end.
+
+        Raises:
+            EOFError: if a member is cut off.
+            OSError, lzma.LZMAError: if one is damaged, or is none.
+        """
+        data = b""
+        while not data:
+            raw = b""
+            if self.member.eof:
+                raw = (self.member.unused_data or self.file.read(2**16)).lstrip(b"\0")  # .xz has padding
+                if not raw and not self.file.peek(1):  # type: ignore[attr-defined]
+                    return 0
+                self.member = self.decompressor()
+            elif self.member.needs_input:
+                raw = self.file.read(2**16)
+                if not raw:
+                    raise EOFError("the file ends before its last member does")
+            data = self.member.decompress(raw, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _by_members(decompressor: Callable[[], Any]) -> Callable[[BinaryIO], io.BufferedReader]:
+    return lambda file: io.BufferedReader(Members(file, decompressor), 2**16)
+
+
+DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": _by_members(bz2.BZ2Decompressor),
+    ".xz": _by_members(lzma.LZMADecompressor),
+}
 """Readers of compressed files, by the end of the name in lower case."""
 
 PACKED = (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
@@ -38,6 +86,8 @@ SIGNATURES = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it first: zstd -d"),
     b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it first: lz4 -d"),
     b"PK\x03\x04": ("a zip archive, as .docx, .epub and .ckpt files are", UNPACK),
+    b"!<arch>\n": ("an archive of ar, as .a and .deb files are", UNPACK),
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch what it stands for: git lfs pull"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
     b"Rar!\x1a": ("a RAR archive", UNPACK),
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),

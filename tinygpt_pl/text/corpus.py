@@ -45,7 +45,7 @@ class Corpus:
     field: str = "text"
     """Where a record of a .jsonl file has its text."""
     left_out: tuple[Path, ...] = ()
-    """Settings and outputs of this program that lie among the files."""
+    """Settings and outputs of this program that lie among the files, and links that lead nowhere."""
 
     @property
     def place(self) -> str:
@@ -57,8 +57,8 @@ class Corpus:
         """What there is to report of files that are left out."""
         if not self.left_out:
             return ""
-        some = ", ".join(map(str, self.left_out[:3]))
-        return f"NOTE: corpus {self.name!r} leaves out settings and output: {some}{', …' * (len(self.left_out) > 3)}"
+        some = ", ".join(map(str, self.left_out[:3])) + ", …" * (len(self.left_out) > 3)
+        return f"NOTE: corpus {self.name!r} leaves out settings, output and dead links: {some}"
 
     def parts(self, progress: Progress = lambda count: None) -> Iterator[str]:
         """The whole of it in pieces, none of them empty, with a SEPARATOR between two texts.
@@ -95,7 +95,8 @@ def _signature(source: Path | str) -> list[Any]:
         return [hashlib.sha256(source.encode()).hexdigest()]
     status = source.stat()
     # The time of the last change, which nobody can set, besides that of the content, which copying may keep.
-    return [str(source.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    # The name says how to read it, and that of a link may say otherwise than that of its file.
+    return [str(source.resolve()), *source.suffixes[-2:], status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def default_cache_dir() -> Path:
@@ -256,7 +257,8 @@ def _pieces(file: io.BufferedReader, path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise not_utf8(f"corpus {str(path)!r}", error.object[error.start], read - pending + error.start) from None
         check_block(path, block, read)
-        if not read:
+        if not read:  # of a file in several compressed members, the first look has seen one
+            check_text(path, block)
             text = text.removeprefix("\N{BYTE ORDER MARK}")
         read += len(block)
         cut = _last_space(text) if block else len(text)

@@ -51,7 +51,11 @@ def find_files(corpus: str, downloads: Iterable[Path]) -> tuple[list[Path], list
         raise FileNotFoundError(corpus)
     own = {_identity(file) for file in downloads if file.exists() and not file.parent.samefile(root)} | _streams()
     files: dict[tuple[int, int], Path] = {}
-    for file in sorted(filter(Path.is_file, found)):
+    for file in sorted(found):
+        if file.is_symlink() and not file.exists():
+            left_out.append(file)  # which is printed: with its text, it would be another corpus
+        if not file.is_file():
+            continue
         identity = _identity(file)
         if identity in own or _fits_any(file.name, names) or _is_report(file):
             left_out.append(file)

@@ -112,9 +112,13 @@ class EventLogger(TensorBoardLogger):
             return
         try:
             write()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # Lightning takes any failure to write a row for a wrong value.
+            failure = error.__cause__ if isinstance(error, ValueError) else error
+            if not isinstance(failure, OSError):
+                raise
             self.broken = True
-            warn(f"the curve ends here, since it cannot be written: {error}")
+            warn(f"the curve ends here, since it cannot be written: {failure}")
 
 
 def _leading_first(page: Summary) -> Summary:

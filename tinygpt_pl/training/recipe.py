@@ -25,7 +25,7 @@ class RunConfig:
     """A run as a whole.
 
     Raises:
-        ValueError: for a value below its least.
+        ValueError: for a value outside its bounds.
     """
 
     seed_everything: int = 1337
@@ -51,6 +51,9 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ValueError(f"{name} has to be at least {bound}, got {value}")
+        for name in ("seed_everything", "sample_tokens"):  # numpy takes seeds of 32 bits
+            if getattr(self, name) >= 2**32:
+                raise ValueError(f"{name} has to be below 2**32, got {getattr(self, name)}")
 
 
 def recipe_callbacks(

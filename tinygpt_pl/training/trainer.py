@@ -13,7 +13,14 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
@@ -33,6 +40,10 @@ Plugin = Precision | ClusterEnvironment | CheckpointIO | LayerSync
 HalfPrecision = Literal["bf16-mixed", "16-mixed", "bf16-true", "16-true", "bf16", "16", 16]
 OtherPrecision = Literal["32-true", "32", 32, "64-true", "64", 64, "transformer-engine", "transformer-engine-float16"]
 PrecisionName = Literal["auto"] | HalfPrecision | OtherPrecision
+
+
+CHANGING = (BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging)
+"""Callbacks that train with other settings than those that the run writes down, so that it could not resume."""
 
 
 def make_trainer(
@@ -84,7 +95,7 @@ def make_trainer(
     if recipe and max_steps < 1:
         raise ValueError(f"trainer.max_steps has to be at least 1, got {max_steps}")
     for callback in _listed(callbacks):
-        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+        if isinstance(callback, CHANGING):
             raise ValueError(f"{type(callback).__name__} changes what the run's settings say; set it there instead")
     if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
         accelerator = accelerator.name()  # mixed precision is CUDA's for Lightning wherever it is given an object
