@@ -38,6 +38,7 @@ def test_every_configuration_starts(text_file: Path, tmp_path: Path, name: str) 
     sizes = {"n_layer": 1, "n_embd": 48, "block_size": 16}
     words = ["fit", *configs, *(f"--model.gpt.{size}={value}" for size, value in sizes.items())]
     words += [f"--data.corpus={text_file}", "--data.eval_iters=2", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
+    words += ["--trainer.enable_progress_bar=false"]  # it would share the lines of the table in a file of both streams
     if name in DISTRIBUTED:
         done = shell(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
