@@ -18,6 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from tinygpt_pl.system.machine import matmul_flops
+
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
 
@@ -119,6 +121,15 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+def slowness() -> float:
+    """How many times as long things may take here as on the machines that bounds of time are for; 1 on those.
+
+    A large product of float32 runs at 100 GFLOP/s and more there, on two cores.
+    """
+    torch.set_num_threads(2)
+    return max(1.0, 100e9 / matmul_flops(torch.device("cpu"), "32-true"))
 
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -5,15 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.small_runs import shell, table
-from tinygpt_pl.system.machine import matmul_flops
+from tests.small_runs import shell, slowness, table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-
-RATE = 100e9
-"""FLOP/s of a large float32 product on two cores, from which on the three minutes hold; slower machines take longer."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -42,9 +37,7 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
     assert float(score.stdout.splitlines()[-1].split()[0]) <= loss, "over the whole validation split"
     if (os.cpu_count() or 1) >= 2:
-        torch.set_num_threads(2)
-        slowness = max(1.0, RATE / matmul_flops(torch.device("cpu"), "32-true"))
-        assert seconds <= 180 * slowness
+        assert seconds <= 180 * slowness()
 
 
 def test_base_configuration_starts_like_the_recipe(tmp_path: Path, shakespeare_cache: Path) -> None:
