@@ -18,8 +18,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from tinygpt_pl.system.machine import matmul_flops
-
 Run = Callable[..., tuple[int, str, str]]
 """The fixture `cli`: words in; exit code, output and errors out."""
 
@@ -123,15 +121,6 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def slowness() -> float:
-    """How many times as long things may take here as on the machines that bounds of time are for; 1 on those.
-
-    A large product of float32 runs at 100 GFLOP/s and more there, on two cores.
-    """
-    torch.set_num_threads(2)
-    return max(1.0, 100e9 / matmul_flops(torch.device("cpu"), "32-true"))
-
-
 FORKS = multiprocessing.get_context("forkserver")
 # Importing Lightning takes seconds, for each of a hundred processes.
 FORKS.set_forkserver_preload(["tinygpt_pl.commands.fit"])
@@ -156,7 +145,7 @@ def start(args: list[str], folder: Path) -> ForkServerProcess:
 
 def finish(process: ForkServerProcess, folder: Path, code: int = 0) -> str:
     """Wait for a process to end with this code; gives all that was said in the folder so far."""
-    process.join(timeout=250)  # the machine may be slow; a run that hangs is a failure
+    process.join(timeout=100)
     output = (folder / "output").read_text()
     assert process.exitcode == code, output
     return output

@@ -18,7 +18,6 @@ BASE = Path(__file__).parents[2] / "configs" / "base.yaml"
 SETTINGS: dict[str, Any] = yaml.safe_load(
     build_parser("fit").dump(build_parser("fit").parse_args(["--config", str(BASE)]), skip_unset=False)
 )
-SETTINGS["model"]["gpt"]["n_layer"] = 1  # most of the time would go into drawing weights
 WORDS = [
     *("auto", "cpu", "cuda", "mps", "tpu", "ddp", "fsdp", "deepspeed", "16-mixed", "bf16-true", "64", "simple", "last"),
     *("pydoc", "tinyshakespeare", "true", "null", "1e-3", "", " ", "x", "../x", "/", "~", "lightning.pytorch.Trainer"),

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from benchmarks.corpus import preparing, step_seconds, window_seconds, write_text
-from tests.small_runs import scalars, slowness, small
+from tests.small_runs import scalars, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -36,7 +36,7 @@ def test_several_gigabytes_go_through_little_memory(gigabytes: Path) -> None:
     folder = gigabytes.parent
     speed, memory = preparing(gigabytes, folder / "data", "char")
     print(f"prepared at {speed:.0f} MB/s in {memory:.0f} MB")
-    assert speed >= 50 / slowness()
+    assert speed >= 50
     assert memory < 500
 
     (file,) = (folder / "data" / "tokens").glob("*.safetensors")

@@ -13,7 +13,7 @@ LONG = {
     "model__gpt__dropout": 0.2,
     "data__batch_size": 2,
     "trainer__accumulate_grad_batches": 2,
-    "trainer__max_steps": 100,
+    "trainer__max_steps": 200,
     "trainer__log_every_n_steps": 3,
     "trainer__enable_progress_bar": "false",
     "eval_interval": 20,
@@ -33,8 +33,8 @@ def assert_kills_leave_no_trace(text_file: Path, folder: Path, kills: int) -> No
     finish(start(["fit", *options, "--run_dir=alone"], folder), folder)
     seconds = time.monotonic() - began
     alone = outcome(folder / "alone")
-    assert [step for step, _ in alone["curve"]["train/loss"]] == list(range(0, 100, 3))
-    assert [step for step, _ in alone["curve"]["eval/val_loss"]] == list(range(0, 101, 20))
+    assert [step for step, _ in alone["curve"]["train/loss"]] == list(range(0, 200, 3))
+    assert [step for step, _ in alone["curve"]["eval/val_loss"]] == list(range(0, 201, 20))
 
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the moments of death: {seed}")
