@@ -94,10 +94,15 @@ def test_a_text_that_has_changed_is_reported(cli: Run, fitted: Fitted, text_file
     """Its numbers are not those of the run, which `validate` repeats."""
     text = Path(shutil.copy(text_file, tmp_path / "text.txt"))
     fitted(data__corpus=text)
-    assert "not the text" not in cli("validate")[2]
+    assert "has changed" not in cli("validate")[2]
     text.write_text(text.read_text() + "more")
     code, _, err = cli("validate")
-    assert (code, "is not the text that the run was trained on" in err) == (0, True)
+    assert (code, "text.txt has changed since the run was trained on it" in err) == (0, True)
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text() * 2)
+    Path("other.yaml").write_text(f"data: {{corpus: {other}}}")
+    for words in (f"--data.corpus={other}", "--config=other.yaml"):
+        assert "has changed" not in cli("validate", words)[2], "another text was asked for"
 
 
 def test_other_tokens_than_those_of_the_checkpoint_are_refused(cli: Run, fitted: Fitted) -> None:

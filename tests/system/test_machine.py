@@ -1,7 +1,11 @@
 """What is asked of the machine."""
 
+import contextlib
+import gc
+import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +15,7 @@ import torch
 
 from tests.small_runs import FORKS, Fitted, Run, finish, limited, small, three_lines
 from tinygpt_pl.system import machine
+from tinygpt_pl.system.loading import loading
 from tinygpt_pl.system.machine import device_type, matmul_flops, multiplies_bf16
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -132,3 +137,26 @@ def test_a_program_that_cannot_be_loaded_costs_two_lines(tmp_path: Path, prepare
     assert done.stderr.startswith("error: the program cannot be loaded: ")
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 2
+
+
+def interrupted_while_loading() -> None:
+    """Stands for a library that swallows the interrupt."""
+    with loading():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        sys.exit(0)
+
+
+def test_ctrl_c_ends_the_start_whatever_a_library_does_with_it() -> None:
+    process = FORKS.Process(target=interrupted_while_loading)
+    process.start()
+    process.join(timeout=100)
+    assert process.exitcode == 130
+
+
+def test_loading_leaves_everything_as_it_was() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert signal.getsignal(signal.SIGINT) is before

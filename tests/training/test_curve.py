@@ -87,3 +87,17 @@ def test_counting_goes_on_where_a_checkpoint_left_it() -> None:
 def test_the_ceiling_is_a_rate_of_this_machine() -> None:
     rate = matmul_flops(torch.device("cpu"), "32-true")
     assert 1e8 < rate < 1e14
+
+
+def test_a_disk_that_is_full_when_a_row_is_written_ends_the_curve_alone(
+    small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning raises a ValueError there, which ended the run."""
+    logger = EventLogger(small_disk)
+    for step in range(20_000):
+        logger.log_metrics({"loss": 1.0}, step)
+    logger.save()
+    assert logger.broken
+    assert capsys.readouterr().err.count("WARNING: the curve ends here, since it cannot be written: [Errno 28]") == 1
+    with pytest.raises(ValueError, match="log"):  # a value that no curve can have is still a mistake
+        EventLogger(tmp_path / "other").log_metrics({"loss": object()}, 0)  # type: ignore[dict-item]

@@ -61,7 +61,7 @@ class Parser(ArgumentParser):
         for word, after in itertools.pairwise([*args, ""]):
             option, joined, text = word.partition("=")
             text, value = text if joined else after, config.get(option.lstrip("-"))
-            if isinstance(value, int | float) and ":" in text:
+            if option.startswith("--") and isinstance(value, int | float) and ":" in text:
                 self.error(f"{option[2:]} is {text}, which YAML reads as {value}; write {value}")
         return config
 

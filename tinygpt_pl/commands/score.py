@@ -59,10 +59,9 @@ def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextD
     data = load_data(settings, start, verb)
     module = make_module(settings, data, start)
     module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
-    known = start.checkpoint.content["corpus"]["sha256"]
-    asked = any(word.startswith("--data.corpus") for word in args)
-    if known not in ("", data.corpus_sha256) and not asked:
-        warn(f"{data.corpus_name} is not the text that the run was trained on: it has changed since")
+    known, before = start.checkpoint.content["corpus"]["sha256"], settings.before
+    if before and before.data.corpus == settings.config.data.corpus and known != data.corpus_sha256:
+        warn(f"{data.corpus_name} has changed since the run was trained on it: the losses do not compare")
     trainer = make_trainer(**settings.trainer)
     check_split(data, trainer, whole=verb == "test")
     return start.checkpoint, module, data, trainer

@@ -131,6 +131,7 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
         config = parser.parse_args(args, namespace=before.clone())
         if start.kind == "resume":
             _check_ignored(verb, args, before, config)
+            config.init_from = before.init_from  # what the run began with, whatever a file of settings says
         if start.kind == "weights":
             _check_tokens(settings, config)
             config.init_from = os.path.abspath(start.checkpoint.path)  # what the run writes down of it
@@ -179,7 +180,6 @@ def _check_ignored(verb: str, args: Sequence[str], before: Namespace, config: Na
     """Refuse what a run that is scored or resumes would ignore: weights to begin with, and other tokens."""
     if any(word.partition("=")[0] == "--init_from" for word in args):
         raise ValueError("--init_from is for a new run; leave it out, or --ckpt_path")
-    config.init_from = before.init_from
     if verb != "fit":
         for name in ("tokenizer", "vocab_size"):
             if config.data[name] != before.data[name]:

@@ -1,68 +1,11 @@
 """What a file holds, by its name and its first bytes: text, compressed text, or something to refuse."""
 
-import bz2
 import codecs
-import gzip
-import io
-import lzma
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
 
-
-class Members(io.RawIOBase):
-    """The content of a .bz2 or .xz file, one member after the other.
-
-    Python's own readers take damage at the start of a later member for the end of the file.
-    """
-
-    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
-        self.file, self.decompressor = file, decompressor
-        self.member = decompressor()
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; 0 is the end.
-
-        Raises:
-            EOFError: if a member is cut off.
-            OSError, lzma.LZMAError: if one is damaged, or is none.
-        """
-        data = b""
-        while not data:
-            raw = b""
-            if self.member.eof:
-                raw = (self.member.unused_data or self.file.read(2**16)).lstrip(b"\0")  # .xz has padding
-                if not raw and not self.file.peek(1):  # type: ignore[attr-defined]
-                    return 0
-                self.member = self.decompressor()
-            elif self.member.needs_input:
-                raw = self.file.read(2**16)
-                if not raw:
-                    raise EOFError("the file ends before its last member does")
-            data = self.member.decompress(raw, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _by_members(decompressor: Callable[[], Any]) -> Callable[[BinaryIO], io.BufferedReader]:
-    return lambda file: io.BufferedReader(Members(file, decompressor), 2**16)
-
-
-DECOMPRESSORS: dict[str, Callable[..., Any]] = {
-    ".gz": gzip.open,
-    ".bz2": _by_members(bz2.BZ2Decompressor),
-    ".xz": _by_members(lzma.LZMADecompressor),
-}
-"""Readers of compressed files, by the end of the name in lower case."""
-
-PACKED = (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
-"""Ends of the names of archives that are compressed."""
+from tinygpt_pl.text.compression import DECOMPRESSORS, PACKED
 
 RECORDS = (".jsonl", ".ndjson")
 """Ends of the names of files with a JSON record in each line."""

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt_pl.system.files import make_once, not_utf8
-from tinygpt_pl.text.contents import DECOMPRESSORS, check_block, check_text, holds_records
+from tinygpt_pl.text.compression import DECOMPRESSORS
+from tinygpt_pl.text.contents import check_block, check_text, holds_records
 from tinygpt_pl.text.finding import find_files
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds of silence from the server
