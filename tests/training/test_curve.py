@@ -89,6 +89,8 @@ def test_the_ceiling_is_a_rate_of_this_machine() -> None:
     assert 1e8 < rate < 1e14
 
 
+# The writer's thread ends with the same error, which training/console.py keeps quiet about in a run.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_when_a_row_is_written_ends_the_curve_alone(
     small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
