@@ -1,16 +1,25 @@
 """The shipped configurations for real, on this machine's processor; minutes each."""
 
-import os
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.train_speed import SIZES, programs
 from tests.small_runs import shell, table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def plain_loop_seconds(steps: int, cache: Path) -> float:
+    """What that many steps of small.yaml take the lesson's plain loop, on this machine at this moment."""
+    settings = Namespace(steps=200, warm=20, device="cpu", nanogpt=None)
+    loop = next(programs(SIZES["cpu"], settings, cache / "tinyshakespeare.txt", cache))
+    loop.run("cpu", settings.warm)
+    return steps * loop.seconds[0]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +32,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     tmp_path: Path, shakespeare_cache: Path, name: str, rows: list[int], loss: float
 ) -> None:
+    """In three minutes where the plain loop takes two for its 2000 steps, in less where it takes less."""
+    loop = plain_loop_seconds(2000, shakespeare_cache)
     start = time.monotonic()
     done = shell(
         *("fit", "--config", str(CONFIGS / name), "--data.cache_dir", str(shakespeare_cache)),
@@ -36,8 +47,8 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     assert float(found[-1][2]) <= loss
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
     assert float(score.stdout.splitlines()[-1].split()[0]) <= loss, "over the whole validation split"
-    if (os.cpu_count() or 1) >= 2:
-        assert seconds <= 180
+    print(f"{seconds:.0f} s, the plain loop {loop:.0f} s")
+    assert seconds <= 1.5 * loop
 
 
 def test_base_configuration_starts_like_the_recipe(tmp_path: Path, shakespeare_cache: Path) -> None:

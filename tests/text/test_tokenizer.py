@@ -32,6 +32,15 @@ def test_fault_22_decode_undoes_encode(text: str) -> None:
     assert set(ids.tolist()) == set(range(tokenizer.vocab_size))
 
 
+@given(st.text(min_size=1), st.text())
+def test_characters_have_their_places_in_any_vocabulary(text: str, others: str) -> None:
+    """A vocabulary of at most 256 has a faster way for ASCII, which its ids need not fit."""
+    for more in (others, "".join(map(chr, range(0x4E00, 0x4E00 + 300)))):
+        characters = "".join(dict.fromkeys(more + text))
+        ids = CharTokenizer(characters).encode(text)
+        assert ids.tolist() == [characters.index(character) for character in text]
+
+
 @given(TEXT)
 def test_bytes_and_pairs_of_them_know_every_text(text: str) -> None:
     for tokenizer in (ByteTokenizer(), BPE):

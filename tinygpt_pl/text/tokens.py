@@ -145,9 +145,12 @@ def survey(corpus: Corpus, progress: Progress) -> Survey:
     digest, length, seen = hashlib.sha256(), 0, np.zeros(sys.maxunicode + 1, dtype=bool)
     for batch in _batches(corpus.parts(progress)):
         text = "".join(batch)
-        digest.update(text.encode())
+        raw = text.encode()
+        digest.update(raw)
         length += len(text)
-        seen[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)] = True
+        # Most of a text is ASCII that has been seen before, and removing that is several times as fast as indexing.
+        rest = raw.translate(None, bytes(np.flatnonzero(seen[:128]).tolist())).decode()
+        seen[np.frombuffer(rest.encode("utf-32-le"), dtype=np.uint32)] = True
     if not length:
         raise ValueError(f"corpus {corpus.name!r} is empty")
     return Survey(digest.hexdigest(), length, "".join(map(chr, np.flatnonzero(seen).tolist())))
@@ -219,7 +222,7 @@ def _write(file: BinaryIO, parts: Iterable[tuple[str, str]], tokenizer: Tokenize
     for split, texts in groupby(parts, key=itemgetter(0)):
         count = counts[split]
         for batch in _batches(text for _, text in texts):
-            ids = _encode(tokenizer, batch).astype(DTYPES[dtype])
+            ids = _encode(tokenizer, batch).astype(DTYPES[dtype], copy=False)
             raw = ids.tobytes()
             file.write(raw)
             crc = zlib.crc32(raw, crc)
