@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.small_runs import BEST, LAST, RUN
-from tinygpt_pl.system.files import PARTIAL
 from tinygpt_pl.windows import Batch
 
 
@@ -47,11 +46,13 @@ class BlockBest(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 8:
-            Path(f"{BEST}{PARTIAL}").mkdir()
+            BEST.rename(BEST.with_suffix(".kept"))
+            BEST.mkdir()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, idx: int) -> None:
         if trainer.global_step == 8:
-            Path(f"{BEST}{PARTIAL}").rmdir()
+            BEST.rmdir()
+            BEST.with_suffix(".kept").rename(BEST)
 
 
 class RemoveCheckpoints(Callback):

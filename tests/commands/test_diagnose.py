@@ -118,7 +118,7 @@ def test_a_page_that_cannot_be_written_costs_no_diagnosis(
     fitted("run")
     read_only(Path("run"))
     code, out, err = cli("diagnose", "run", "--report")
-    assert (code, out.startswith("run: ")) == (1, True)
+    assert (code, out.startswith("run: ")) == (2, True)
     assert "report.html" in three_lines(err)
 
 

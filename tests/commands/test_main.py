@@ -24,7 +24,9 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.max_stps=3"], "trainer.max_stps.*did you mean --trainer.max_steps"),
         (["--trainer.val_check_interval=3"], "trainer.val_check_interval"),
         (["--model.gpt.n_embd=wide"], "model.gpt.n_embd must be a whole number, got wide"),
-        (["--model.optim.betas=0.9"], "model.optim.betas.*tuple.*0.9"),
+        (["--model.optim.betas=0.9"], r"model.optim.betas must be a list, as in \[0.9\], got 0.9"),
+        (["--auto=compile"], r"auto must be a list, as in \[compile\], got compile"),
+        (["--auto=[precision]"], "auto is a list of settings out of trainer.accelerator, .*, got precision"),
         (["--seed_everything=x"], "seed_everything.*x"),
         (["--seed_everything=-1"], "seed.*-1"),
         (["--model.gpt.n_embd=100"], "n_embd has to be a multiple of n_head, got n_embd 100 and n_head 6"),
@@ -48,7 +50,12 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--compile=maybe"], "compile must be auto, true or false, got maybe"),
         (["--data.tokenizer=words"], "data.tokenizer must be char, byte or bpe, got words"),
         (["--ema_decay=x"], "ema_decay must be a number or null, got x"),
-        (["--trainer.logger=Nope"], "trainer.logger: - Expected a dot import path string: Nope"),
+        (["--trainer.logger=Nope"], "trainer.logger: there is no class Nope; one of your own is given as module.Class"),
+        (["--trainer.callbacks=[{class_path: my.Own}]"], "callbacks: my.Own cannot be used: No module named 'my'"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitr=x"],
+            "'monitr' .*\nits settings: .*monitor",
+        ),
         (["--model.optim.lr=1"], "did you mean --model.optim.max_lr or --model.optim.min_lr"),
         (["--batch_size=3"], "did you mean --data.batch_size"),
         (["--no-compile"], "did you mean --compile"),
@@ -61,6 +68,8 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--data.corpus=../few.txt"], "a window needs at least 257"),
         (["--data.offline_corpus=null"], "could not be downloaded.*save it as data/tinyshakespeare.txt"),
         (["--config=nowhere.yaml"], r"nowhere.yaml'\nall options"),
+        (["--config=../latin.yaml"], r"latin.yaml is not UTF-8: byte 0xe4 at offset 16; .* iconv"),
+        (["--config=../wide.yaml"], r"wide.yaml is not UTF-8"),
         (["--config=../broken.yaml"], "broken.yaml: expected ',' or ']', but got '<stream end>' in line 1"),
         (["--config=../unknown.yaml"], "n_layers.*did you mean --model.gpt.n_layer"),
         (["--ckpt_path=last"], "no last checkpoint: there is no run in"),
@@ -78,6 +87,8 @@ def test_fault_25_a_mistake_costs_three_lines_and_exit_code_2(
     (tmp_path / "settings" / "a.yaml").touch()
     (tmp_path / "broken.yaml").write_text("trainer: [3")
     (tmp_path / "unknown.yaml").write_text("model: {gpt: {n_layers: 3}}")
+    (tmp_path / "latin.yaml").write_text("data: {corpus: Wälder.txt}", "latin-1")
+    (tmp_path / "wide.yaml").write_text("data: {corpus: my.txt}", "utf-16")
     (tmp_path / "null.yaml").write_text("data: {batch_size: null}")
     (tmp_path / "nulls.yaml").write_text("trainer: null")
     code, out, err = cli("fit", *options)

@@ -25,7 +25,7 @@ from tests.reference import english
 from tests.runs.test_checkpoint import smallest
 from tests.small_runs import BEST, Fitted, Run, assert_same, load, scalars, small, table
 from tinygpt_pl import TinyGPT
-from tinygpt_pl.exchange.huggingface import export_folder, import_folder
+from tinygpt_pl.exchange.huggingface import WEIGHTS, export_folder, import_folder
 from tinygpt_pl.generation.sampling import generate
 from tinygpt_pl.generation.stream import Sample
 from tinygpt_pl.runs.checkpoint import Checkpoint, Content, load_network, read_checkpoint, write_checkpoint
@@ -617,6 +617,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         "only pytorch_model.bin; save it again as safetensors, .*'gpt2'.*save_pretrained",
     ),
+    "a link to nowhere": (
+        lambda folder: os.symlink("no", (folder / WEIGHTS).rename(folder / "other").with_name(WEIGHTS)),
+        "model.safetensors is a link that leads nowhere",
+    ),
+    "a pipe": (
+        lambda folder: os.mkfifo((folder / "config.json").rename(folder / "other").with_name("config.json")),
+        "config.json is no file",
+    ),
+    "a pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "model.safetensors is a pointer of Git LFS; .* git lfs pull",
+    ),
+    "a pointer for settings": (
+        lambda folder: (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "config.json is a pointer of Git LFS",
+    ),
     "a shard that is missing": (
         lambda folder: (
             (folder / "model.safetensors")
@@ -679,7 +695,35 @@ def test_fault_17_a_folder_that_cannot_be_used_costs_three_lines_and_exit_code_2
     assert (code, out) == (2, ""), err
     assert len(err.splitlines()) <= 3
     assert re.search(named, err), err
+    assert "gpt2" in err.splitlines()[0].removeprefix("error: model_type"), "it names no file"
     assert not Path("gpt2.ckpt").exists()
+
+
+def test_byte_order_marks_are_left_out(cli: Run, bpe: BPETokenizer) -> None:
+    """Notepad writes them."""
+    gpt2_folder(bpe)
+    for name in ("config.json", "tokenizer.json"):
+        path = Path("gpt2") / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    code, _, err = cli("import", "--input_dir=gpt2", "--output=gpt2.ckpt")
+    assert code == 0, err
+
+
+def test_a_place_that_cannot_be_written_to_is_a_wrong_setting(cli: Run, bpe: BPETokenizer) -> None:
+    """And the message names that place, no file in between."""
+    gpt2_folder(bpe)
+    Path("file").touch()
+    assert cli("import", "--input_dir=gpt2", "--output=gpt2.ckpt")[0] == 0
+    for command in (
+        ("import", "--input_dir=gpt2", "--output=file/new.ckpt"),
+        ("import", "--input_dir=gpt2", f"--output={'x' * 300}.ckpt"),
+        ("export", "--ckpt_path=gpt2.ckpt", "--output_dir=file/new"),
+        ("export", "--ckpt_path=gpt2.ckpt", f"--output_dir={'x' * 300}"),
+    ):
+        code, _, err = cli(*command)
+        assert code == 2, command
+        assert "partial" not in err
+        assert re.search("/file|xxx", err)
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -716,9 +760,9 @@ def test_a_signal_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, signum
     before = sorted(tmp_path.iterdir())
     command = [sys.executable, "-m", "tinygpt_pl", verb, *options.split()]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        unfinished = [] if verb == "export" else [Path("made.partial")]
+        unfinished: list[Path] = []
         while not any(path.exists() and path.stat().st_size for path in unfinished):
-            unfinished += Path().glob(".*.partial/model.safetensors")
+            unfinished = [*Path().glob("made.*.partial"), *Path().glob(".*.partial/model.safetensors")]
             assert process.poll() is None, "it ended before it was stopped"
             time.sleep(0.001)  # leaves the CPU to it
         process.send_signal(signum)

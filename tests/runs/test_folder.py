@@ -103,9 +103,10 @@ def hold_for_good(folder: Path) -> None:
     """Hold a folder of runs where nothing can be locked, until this process is killed."""
     os.chdir(folder)
     without_locks(errno.ENOSYS)
-    RunFolder(Path("run"))
+    held = RunFolder(Path("run"))  # a lock without a name left for it is let go of
     Path("held").touch()
     time.sleep(100)
+    held.release()
 
 
 def without_locks(number: int) -> None:
@@ -182,7 +183,8 @@ def test_a_folder_that_nothing_was_written_into_goes_again() -> None:
 
 
 def test_taking_a_folder_sweeps_what_was_never_finished() -> None:
-    make("run/config.yaml", "run/config.yaml.partial", "run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.partial")
+    make("run/config.yaml", "run/config.yaml.0123abcd.partial")
+    make("run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.0123abcd.partial")
     RunFolder(Path("run")).release()
     left = sorted(str(path) for path in Path("run").rglob("*") if path.is_file() and not path.name.startswith(".lock"))
     assert left == ["run/checkpoints/last.ckpt", "run/config.yaml"]
@@ -226,6 +228,19 @@ def test_a_folder_where_nothing_can_be_made(
         monkeypatch.setenv("TINYGPT_CACHE", "~/cache")
     assert cli("fit", *small(text_file), "--run_dir=../elsewhere/run")[0] == 0
     assert Path("../elsewhere/cache/tokens").is_dir()
+
+
+@pytest.mark.parametrize(
+    "kind", ["run", "checkpoints", "config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt"]
+)
+def test_a_file_in_the_place_of_a_folder_or_the_other_way_round(cli: Run, text_file: Path, kind: str) -> None:
+    """A run of hours would end without a checkpoint."""
+    place = Path("run") / kind if kind != "run" else Path("run")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (Path.touch if kind in ("run", "checkpoints") else Path.mkdir)(place)
+    code, _, err = cli("fit", *small(text_file), "--run_dir=run")
+    assert code == 2
+    assert re.search(f"{place} (has to be|is there|was not written by fit)|run holds a run already", three_lines(err))
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints"])

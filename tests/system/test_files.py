@@ -46,12 +46,30 @@ def test_a_full_disk_names_the_file(small_disk: Path) -> None:
 
 
 def test_unfinished_files_are_swept(tmp_path: Path) -> None:
-    for name in ("a", f"a{PARTIAL}", f"b{PARTIAL}", "partial"):
+    """None but those: a user may have files of such names."""
+    others = ["a", f"a{PARTIAL}", f"a.draft{PARTIAL}", f"b.01234567{PARTIAL}", "partial"]
+    for name in (*others, f"a.01234567{PARTIAL}", f"c.a.89abcdef{PARTIAL}"):
         (tmp_path / name).touch()
-    (tmp_path / f"c.a{PARTIAL}").mkdir()
+    (tmp_path / f"d.a.01234567{PARTIAL}").mkdir()
     sweep(tmp_path, "*a")
     sweep(tmp_path / "nowhere", "*")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"b{PARTIAL}", f"c.a{PARTIAL}", "partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, f"d.a.01234567{PARTIAL}"])
+
+
+def test_a_users_own_partial_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").write_text("mine")
+    with replacing(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a.partial").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_whoever_makes_a_file_sweeps_what_was_left_of_it(tmp_path: Path) -> None:
+    """Killed processes would fill the disk with unfinished token files."""
+    for name in ("a[1].01234567.partial", "a1.01234567.partial"):
+        (tmp_path / name).touch()
+    make_once(tmp_path / "a[1]", lambda file: file.write(b"new"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", "a[1].lock", "a1.01234567.partial"}
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ def test_a_folder_may_have_the_signs_of_a_pattern_in_its_name(tmp_path: Path) ->
     (tmp_path / "[old]" / "a*.txt").write_text("1")
     assert load_corpus(str(tmp_path / "[old]"), tmp_path).text == "1"
     assert load_corpus(str(tmp_path / "[old]" / "a*.txt"), tmp_path).text == "1"
+    assert load_corpus(str(tmp_path / "[old]" / "*.txt"), tmp_path).text == "1"
+    assert load_corpus(str(tmp_path / "[old]" / "**"), tmp_path).text == "1"
 
 
 def test_files_of_several_kinds_are_one_corpus(tmp_path: Path) -> None:
@@ -233,6 +235,28 @@ def test_a_text_that_goes_on_in_utf_16_is_refused(tmp_path: Path) -> None:
         list(load_corpus(str(path), tmp_path).parts())
     path.write_bytes(b"one\0two\0three\0" * 9000)
     assert load_corpus(str(path), tmp_path).text.count("three") == 9000
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [
+        (bytes(4096), r"has a hole from byte 171000 on: only NUL"),
+        (bytes([1, 2, 65, 66]) * 5000, r"is binary from about byte \d+ on, not text in UTF-8"),
+        ("源氏物語".encode("iso2022_jp") * 500, r"is text in ISO-2022-JP from about byte \d+ on"),
+    ],
+)
+def test_a_text_that_goes_on_as_something_else_is_refused(tmp_path: Path, rest: bytes, what: str) -> None:
+    """After a crash or a broken download, or where somebody has joined files."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"to be or not to be\n" * 9000 + rest)
+    with pytest.raises(ValueError, match=what):
+        list(load_corpus(str(path), tmp_path).parts())
+
+
+def test_a_record_may_have_numbers_of_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": {"1" * 5000}, "text": "one"}}\n')
+    assert load_corpus(str(path), tmp_path).text == "one"
 
 
 def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:

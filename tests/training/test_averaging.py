@@ -113,7 +113,7 @@ def test_a_run_keeps_its_average_to_the_end(cli: Run, fitted: Fitted) -> None:
     fitted("run", **AVERAGED)
     code, _, err = cli("fit", f"--ckpt_path={LAST}", "--ema_decay=null", "--trainer.max_steps=12")
     assert code == 2
-    assert "ema_decay has to stay 0.8 in a run that goes on, got None" in err
+    assert "ema_decay has to stay 0.8 in a run that goes on, got null" in err
 
 
 def test_another_run_may_start_from_the_average(cli: Run, fitted: Fitted, text_file: Path) -> None:

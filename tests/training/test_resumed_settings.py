@@ -57,7 +57,7 @@ def test_fault_12_the_same_seed_and_another(cli: Run, text_file: Path) -> None:
         ("--seed_everything=7", "seed_everything has to stay 1337 in a run that goes on, got 7"),
         ("--data.eval_seed=7", "data.eval_seed has to stay 1337 in a run that goes on, got 7"),
         ("--model.optim.optimizer=muon", "model.optim.optimizer has to stay adamw in a run that goes on, got muon"),
-        ("--ema_decay=0.9", "ema_decay has to stay None in a run that goes on, got 0.9"),
+        ("--ema_decay=0.9", "ema_decay has to stay null in a run that goes on, got 0.9"),
     ],
 )
 def test_fault_13_going_on_as_another_run(cli: Run, fitted: Fitted, option: str, named: str) -> None:

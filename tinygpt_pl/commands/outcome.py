@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
+WRONG_PLACE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
+"""What the system says of a path that its user has to change; anything else is a failure at work."""
+
+
 class Work:
     """The work of a command, once it has begun: from then on a failure is not a wrong setting or file any more."""
 
@@ -73,7 +80,7 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
         refuse(str(error))
         return 2
     except OSError as error:
-        if work.begun:
+        if work.begun and (work.trainer or error.errno not in WRONG_PLACE):
             return work.fail(str(error))
         refuse(str(error), _where_to_write(error))
         return 2
@@ -108,9 +115,10 @@ def _slower(trainer: Any) -> str:
 
 
 def _where_to_write(error: OSError) -> str:
-    """What to set where a file or folder could not be made, as on a disk that is read-only."""
+    """What to set where a file or folder could not be made, as on a disk that is read-only or below a file."""
     refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-    if refused and error.filename and not os.path.lexists(error.filename):
+    missing = error.filename and not os.path.lexists(error.filename)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) or (refused and missing):
         return "set --run_dir and TINYGPT_CACHE to folders that can be written to"
     return ""
 

@@ -6,10 +6,13 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import Path_fr
 
+from tinygpt_pl.system.files import decode_utf8
 from tinygpt_pl.system.terminal import PROG, refuse
 
 VERBS = {
@@ -65,6 +68,14 @@ class Parser(ArgumentParser):
                 self.error(f"{option[2:]} is {text}, which YAML reads as {value}; write {value}")
         return config
 
+    def parse_path(self, path: Any, **how: Any) -> Namespace:
+        """Parse a file of settings, which is in UTF-8 wherever this runs; the system's own encoding may be another."""
+        file = Path_fr(path)
+        text = decode_utf8(Path(file.absolute).read_bytes(), str(path))
+        with file.relative_path_context():  # for files that it builds on
+            config: Namespace = self.parse_string(text, str(path), **how)
+        return config
+
     def print_help(self, file: Any = None, **how: Any) -> None:
         """Print the help text; a full disk behind the output is an error, which argparse would drop."""
         output = file or sys.stdout
@@ -73,16 +84,17 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""
-        way_out = self._way_out(message)
-        refuse(
-            plain(message),
-            f"{way_out} All options: {self.prog} --help" if way_out else f"all options: {self.prog} --help",
-        )
+        options = sorted(set(re.findall(r"--[\w.]+", self.format_help())))
+        if self.prog.startswith(PROG):
+            way_out = self._way_out(message, options)
+            hint = f"{way_out} All options: {self.prog} --help" if way_out else f"all options: {self.prog} --help"
+        else:  # the parser of a callback or another class, which jsonargparse makes
+            hint = f"its settings: {', '.join(option[2:] for option in options if option != '--help')}"
+        refuse(plain(message), hint)
         sys.exit(2)
 
-    def _way_out(self, message: str) -> str:
+    def _way_out(self, message: str, options: Sequence[str]) -> str:
         """What was meant, if that can be guessed."""
-        options = sorted(set(re.findall(r"--[\w.]+", self.format_help())))
         if lacking := re.search(r"argument (?:-\w/)?(--[\w.]+): expected one argument", message):
             value = "".join(following(lacking[1], self.words))
             if value and value.partition("=")[0] not in options:
@@ -139,15 +151,28 @@ NOISE = re.compile(
 """What jsonargparse says of types besides what is wrong."""
 
 
+CLASSES = {
+    r"Expected a dot import path string: (\S+)": "there is no class {}; one of your own is given as module.Class",
+    r"Problem with given class_path '(.*?)':\s*(.*)": "{} cannot be used: {}",
+}
+"""What jsonargparse says of the class of a callback, logger or plugin, and the same without its own terms."""
+
+
 def plain(message: str) -> str:
     """An error of jsonargparse with the values that a setting may have in place of their types in Python."""
     message = re.sub("required: (.*)", lambda found: f"required: --{found[1].replace(', ', ', --')}", message)
     key, got = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Given|Got) value: (.*)", message)
     types = message.partition("Errors:")[0]
     classes = re.findall(r"<class '(.*?)'>", types)
-    words = [word.strip("' ") for group in re.findall(r"Literal\[(.*?)\]", types) for word in group.split(",")]
+    named = [word.strip("' ") for group in re.findall(r"Literal\[(.*?)\]", types) for word in group.split(",")]
+    for pattern, words in CLASSES.items():
+        if key and (found := re.search(pattern, message)):
+            return f"--{key[1]}: {words.format(*found.groups())}"
+    expected = {*re.findall(r"Expected a <class '(.*?)'>", message)} - {"NoneType"}
+    if key and got and expected in ({"list"}, {"tuple"}) and got[1][:1] not in "[{(":
+        return f"{key[1]} must be a list, as in [{got[1]}], got {got[1]}"
     if not (key and got) or not KINDS.keys() >= {*classes} or re.search(r"(list|tuple|Iterable)\b", types):
-        return re.sub(r'^Parser key "([\w.]+)":\s*', r"--\1: ", NOISE.sub("", message))
-    allowed = [*dict.fromkeys(words), *(word for name in classes for word in KINDS[name])]
+        return re.sub(r'^Parser key "([\w.]+)":\s*(- )?', r"--\1: ", NOISE.sub("", message))
+    allowed = [*dict.fromkeys(named), *(word for name in classes for word in KINDS[name])]
     either = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
     return f"{key[1]} must be {either}, got {'null' if got[1] == 'None' else got[1]}"

@@ -255,6 +255,8 @@ def _check_values(parser: Parser, config: Namespace) -> None:
     for name, least in LOWEST.items():
         if config[name] is not None and not config[name] >= least:
             raise ValueError(f"{name} has to be at least {least}, got {config[name]}")
+    for name in {*(config.auto or ())} - {*NAMES}:
+        raise ValueError(f"auto is a list of settings out of {', '.join(NAMES)}, got {name}")
     _run_config(config)  # which checks its own
     strategy = str(config.trainer.strategy)
     if any(word in strategy for word in ("spawn", "fork", "notebook")):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -26,6 +27,9 @@ from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 SHARDS = "model.safetensors.index.json"
 """Which file has which parameter, where they are in several."""
+
+POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS has not fetched."""
 
 ARCHITECTURES = (gpt2, llama)
 """What a network can be in transformers; each module has the same functions."""
@@ -155,7 +159,10 @@ def import_folder(folder: Path) -> Checkpoint:
     gpt, weights = _read_network(folder)
     rows = gpt.vocab_size
     tokenizer = _read_tokenizer(folder, rows)
-    known = tokenizer.vocab_size
+    try:
+        known = tokenizer.vocab_size
+    except ValueError as error:  # of the library, which reads a tokenizer.json only now
+        raise ValueError(f"{folder / TOKENIZER}: {error}") from None
     if rows < known:
         raise ValueError(f"{folder}: vocab_size is {rows} in {CONFIG}, but the tokenizer has {known} tokens")
     if rows > known and "wte.weight" in weights:  # some programs round the rows up to a multiple of 64
@@ -185,11 +192,32 @@ def import_folder(folder: Path) -> Checkpoint:
     return checkpoint
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is no file with content of its own: a link that leads nowhere, a pipe, a pointer of Git LFS.
+
+    Raises:
+        ValueError: with what it is, and what to do.
+    """
+    if not path.is_file():
+        kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "no file"
+        raise ValueError(f"{path} is {kind}; save the whole folder again, with its files instead of links")
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{path} is a pointer of Git LFS; fetch what it stands for: git lfs pull")
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file, without a byte-order mark."""
+    _check_file(path)
+    return decode_utf8(path.read_bytes(), str(path)).removeprefix("\N{BYTE ORDER MARK}")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers")
+    text = _read_text(path)
     try:
-        content = json.loads(decode_utf8(path.read_bytes(), "it"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers") from None
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(content, dict):
@@ -250,7 +278,7 @@ def _read_tokenizer(folder: Path, rows: int) -> Tokenizer:
     # GPT2Tokenizer adds an end of text when it saves, for which a network of bytes has no row.
     if ids == _byte_signs() and not model.get("merges") and (rows == len(ids) or not content.get("added_tokens")):
         return ByteTokenizer()
-    return BPETokenizer(path.read_text(encoding="utf-8"))
+    return BPETokenizer(_read_text(path))
 
 
 def _keeps_text(pre_tokenizer: Any) -> bool:
@@ -282,12 +310,13 @@ def _join_bpe(folder: Path) -> str:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Parameters by their names in the file, or in several files."""
     names = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
+    if not os.path.lexists(folder / WEIGHTS) and (folder / SHARDS).exists():
         names = _shards(folder / SHARDS)
     stored: dict[str, Tensor] = {}
     for path in (folder / name for name in names):
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise _without_weights(path)
+        _check_file(path)
         try:
             # The library opens names in UTF-8 alone.
             named = readable(str(path)) == str(path)

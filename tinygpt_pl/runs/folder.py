@@ -124,6 +124,8 @@ class RunFolder:
         self._owner.write_text(str(os.getpid()))
         for folder, pattern in ((self.path, "config.yaml"), (self.path / "checkpoints", "*.ckpt")):
             sweep(folder, pattern)
+            if folder.is_file():
+                raise ValueError(f"{folder} has to be a folder; move it away, or give another --run_dir")
             if folder.exists() and not os.access(folder, os.W_OK):
                 raise PermissionError(f"{folder} cannot be written to; give another --run_dir")
 
@@ -136,7 +138,7 @@ class RunFolder:
                 Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=path is not None)  # also where a link leads
             except FileExistsError:
                 if path is not None:
-                    raise
+                    raise ValueError(f"{path} is there already, and no folder; give another --run_dir") from None
             else:
                 return folder
 

@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed. And their text."""
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tinygpt_pl.system.terminal import warn
 
 PARTIAL = ".partial"
-"""End of the name of a file that is being written."""
+"""End of the name of a file that is being written, after eight digits that no other file has."""
 
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -74,9 +75,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -90,10 +91,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         if partial.is_file():
             partial.unlink()
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # of a write to a full disk
-            error.filename = str(path)
+        _rename(error, partial, path)
         raise
     _flush_folder(path.parent)
+
+
+def _rename(error: BaseException, partial: Path, path: Path) -> None:
+    """Have an error name what was to be written: not what was unfinished, nor nothing, as on a full disk."""
+    if isinstance(error, OSError) and error.errno and str(error.filename or partial).startswith(str(partial)):
+        error.filename, error.filename2 = str(path), None
 
 
 def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -105,10 +111,11 @@ def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
     if path.exists():  # also where nothing can be written, as in a cache that others keep
         return
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)  # also where a link leads
     try:
         with _turn(path):
             if not path.exists():
+                sweep(path.parent, glob.escape(path.name))
                 with replacing(path) as file:  # a reader takes no lock
                     write(file)
     except BaseException:
@@ -164,10 +171,11 @@ def making(path: Path) -> Iterator[Path]:
             partial.rmdir()
         else:
             os.replace(partial, path)
-    except BaseException:  # a signal as well
+    except BaseException as error:  # a signal as well
         for file in moved:
             file.unlink()
         shutil.rmtree(partial, ignore_errors=True)
+        _rename(error, partial, path)
         raise
 
 
@@ -182,7 +190,7 @@ def _flush_folder(folder: Path) -> None:
 
 def sweep(folder: Path, pattern: str) -> None:
     """Delete what a process that was killed had not finished of these files; their owner alone may do so."""
-    for partial in folder.glob(pattern + PARTIAL):
+    for partial in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{PARTIAL}"):
         if partial.is_file():
             partial.unlink()
 

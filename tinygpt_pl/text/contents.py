@@ -16,6 +16,9 @@ UNPACK = "unpack it first"
 TO_RECORDS = "write its texts to a .jsonl file first, as records with a field text"
 SOURCE = "give the text file that it was made from"
 
+JSON_NAMES = (".json", ".geojson", ".ipynb")
+"""Ends of the names of files with one value of JSON."""
+
 JSON = {
     b"[": ("a JSON array", "write a record to each line first: jq -c '.[]' OLD.json > NEW.jsonl"),
     b"{": ("a JSON object", f"{TO_RECORDS}, or let its name end in .txt"),
@@ -57,9 +60,11 @@ SIGNATURES = {
 }
 """What files begin with, what they are then, and what to do; the first that fits counts."""
 
-CONTROLS = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1a\x1b"})
-"""Control characters that texts do not have. NUL is none of them: it separates records."""
+USUAL = bytes({*range(256)} - {*range(32), 127} | {*b"\b\t\n\v\f\r\x1a\x1b"})
+"""Bytes of texts: all but some control characters, and NUL, which is rare: it separates records."""
 
+HOLE = bytes(512)
+"""What a crash or a download that was cut off leaves in a file; no text has so many NUL in a row."""
 
 UTF_16 = re.compile(rb"(?:[^\0]\0){16}|(?:\0[^\0]){16}")
 """Sixteen characters of an alphabet in it; NUL between records is never so close."""
@@ -71,6 +76,9 @@ ESCAPES = {
     b"\x1b$)A": "ISO-2022-CN",
 }
 """Escape sequences that select Asian characters in encodings of ASCII bytes (RFC 1468, 1557 and 1922)."""
+
+HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
+"""Chinese in ASCII bytes (RFC 1843)."""
 
 SCRIPTS = dict.fromkeys(range(0x30, 0xA0), "CJK") | dict.fromkeys(range(0xAC, 0xD8), "Hangul")
 """Scripts with more than one block of 256 characters, by the high byte; each other block counts for one script."""
@@ -112,28 +120,40 @@ def _of_a_format(path: Path, head: bytes) -> tuple[str, str] | None:
         return "a tar archive", UNPACK
     if head[5:9] == b"\0\0\0{":
         return "a safetensors file", LEAVE_OUT
-    if _uncompressed(path).endswith(".json"):
-        return JSON.get(head.removeprefix(codecs.BOM_UTF8).lstrip()[:1])
+    if _uncompressed(path).endswith(JSON_NAMES):
+        content = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        if re.match(rb"\{.*\}\s*\n\s*\{", content):
+            return "a JSON record in each line", "let its name end in .jsonl"
+        return JSON.get(content[:1])
     return None
 
 
 def check_block(path: Path, block: bytes, offset: int) -> None:
-    """Refuse a part of a text that is in UTF-16, which is valid UTF-8 with many NUL; some programs append so.
+    """Refuse a part of a text that is none, though it is valid UTF-8: UTF-16, which some programs append, or a hole.
 
     Raises:
         ValueError: with the place.
     """
-    found = UTF_16.search(block) if b"\0" in block else None
-    if found:
-        raise ValueError(f"{path} has text in UTF-16 from byte {offset + found.start()} on; all of it must be in UTF-8")
+    if b"\0" in block:
+        if found := UTF_16.search(block):
+            at = offset + found.start()
+            raise ValueError(f"{path} has text in UTF-16 from byte {at} on; all of it must be in UTF-8")
+        if (hole := block.find(HOLE)) >= 0:
+            raise ValueError(f"{path} has a hole from byte {offset + hole} on: only NUL, no text; cut it out")
+    if offset and len(block) > len(HOLE) and (other := _of_an_encoding(block)):
+        raise ValueError(f"{path} is {other[0]} from about byte {offset} on, not text in UTF-8; {other[1]}")
 
 
 def _of_an_encoding(head: bytes) -> tuple[str, str] | None:
     """What bytes without a format are if they are not text in UTF-8, and what to do."""
-    for sequence, encoding in ESCAPES.items():
+    for sequence, encoding in ESCAPES.items() if b"\x1b" in head else ():  # a single byte is found fast
         if sequence in head:
             return f"text in {encoding}", CONVERT.format(encoding)
-    controls, nul = (len(head) - len(head.translate(None, some)) for some in (CONTROLS, b"\0"))
+    if b"~" in head and len(HZ.findall(head)) > 1:
+        return "text in HZ-GB-2312", "convert it first, in Python: open('OLD', encoding='hz').read()"
+    unusual = head.translate(None, USUAL)
+    nul = unusual.count(0)
+    controls = len(unusual) - nul
     if controls + nul <= 0.02 * len(head):
         return None
     for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):

@@ -280,7 +280,7 @@ def _last_space(text: str, reach: int = 4096) -> int:
 def _record(line: bytes, field: str, place: str) -> str:
     """The text of a line of a .jsonl file."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig"), parse_int=float)  # int refuses thousands of digits
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is no JSON: {error}") from None
     fields = record.items() if isinstance(record, dict) else ()

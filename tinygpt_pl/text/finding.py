@@ -86,15 +86,15 @@ def _raise(error: OSError) -> None:
 
 
 def _fixed(pattern: Path) -> Path:
-    """The folders of a pattern before the first sign of one."""
-    return next(parent for parent in pattern.parents if not any(sign in str(parent) for sign in "*?["))
+    """The folders of a pattern before the first sign of one; a folder may have such a sign in its name."""
+    return next(path for path in pattern.parents if path.is_dir() or not any(sign in str(path) for sign in "*?["))
 
 
 def _matching(pattern: Path, root: Path, left_out: list[Path]) -> Iterator[Path]:
     """What a pattern fits; `glob` itself would follow links for ever where there is a `**`."""
     signs = pattern.parts[len(root.parts) :]
     if "**" not in signs:
-        found = sorted(map(Path, glob.iglob(str(pattern))))
+        found = sorted(map(Path, glob.iglob(os.path.join(glob.escape(str(root)), *signs))))
         outputs = {folder for folder in {file.parent for file in found} - {root} if _is_output(os.listdir(folder))}
         left_out.extend(sorted(outputs))
         return (file for file in found if file.parent not in outputs)

@@ -62,7 +62,7 @@ class CharTokenizer:
         ids[_code_points(self.characters)] = np.arange(self.vocab_size)
         return ids
 
-    def encode(self, text: str) -> npt.NDArray[np.integer[Any]]:
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Ids of the characters of a text.
 
         Raises:
@@ -71,7 +71,7 @@ class CharTokenizer:
         if text.isascii() and self.vocab_size <= 256:  # translating bytes is several times as fast as indexing an array
             ids, raw = self._ids[:256], text.encode()
             if not raw.translate(None, bytes(np.flatnonzero(ids >= 0).tolist())):
-                return np.frombuffer(bytearray(raw.translate(ids.astype(np.uint8).tobytes())), dtype=np.uint8)
+                return np.frombuffer(raw.translate(ids.astype(np.uint8).tobytes()), np.uint8).astype(np.int32)
         ids = self._ids[_code_points(text)]
         unknown = np.flatnonzero(ids < 0)
         if unknown.size:

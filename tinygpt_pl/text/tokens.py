@@ -222,7 +222,7 @@ def _write(file: BinaryIO, parts: Iterable[tuple[str, str]], tokenizer: Tokenize
     for split, texts in groupby(parts, key=itemgetter(0)):
         count = counts[split]
         for batch in _batches(text for _, text in texts):
-            ids = _encode(tokenizer, batch).astype(DTYPES[dtype], copy=False)
+            ids = _encode(tokenizer, batch).astype(DTYPES[dtype])
             raw = ids.tobytes()
             file.write(raw)
             crc = zlib.crc32(raw, crc)

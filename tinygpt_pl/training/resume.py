@@ -57,7 +57,10 @@ def check_run(checkpoint: Checkpoint, data: TextDataModule, max_steps: int) -> N
         ValueError: naming both.
     """
     if checkpoint.iteration > max_steps:
-        raise ValueError(f"the checkpoint is of iteration {checkpoint.iteration}, beyond trainer.max_steps {max_steps}")
+        it = checkpoint.iteration
+        raise ValueError(
+            f"the checkpoint is of iteration {it}, beyond trainer.max_steps {max_steps}; give that or more steps"
+        )
     text = checkpoint.content["corpus"]
     if text["sha256"] != data.corpus_sha256:
         named = ((text["name"], text["sha256"]), (data.corpus_name, data.corpus_sha256))
@@ -134,10 +137,13 @@ def check_average(content: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> No
 
 
 def _changed(name: str, old: object, new: object) -> ValueError:
-    return ValueError(
-        f"{name} has to stay {old} in a run that goes on, got {new}; give another --run_dir without --ckpt_path for a "
-        "new run"
-    )
+    way_out = "give another --run_dir without --ckpt_path for a new run"
+    return ValueError(f"{name} has to stay {_as_yaml(old)} in a run that goes on, got {_as_yaml(new)}; {way_out}")
+
+
+def _as_yaml(value: object) -> object:
+    """A value as it is given in settings."""
+    return "null" if value is None else value
 
 
 def changes(it: int, before: Namespace, config: Namespace) -> list[str]:
@@ -152,7 +158,7 @@ def changes(it: int, before: Namespace, config: Namespace) -> list[str]:
     pairs = [(name, before.get(name), value) for name, value in config.items() if name not in told]
     old_rate, new_rate = (f"{_rate(it, settings):.2e}" for settings in (before, config))
     pairs.append(("the learning rate of the next step", old_rate, new_rate))
-    return [f"changed: {name} {old} -> {new}" for name, old, new in pairs if old != new]
+    return [f"changed: {name} {_as_yaml(old)} -> {_as_yaml(new)}" for name, old, new in pairs if old != new]
 
 
 def _rate(it: int, settings: Namespace) -> float:
