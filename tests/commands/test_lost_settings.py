@@ -97,7 +97,8 @@ def test_what_would_be_lost_is_refused(cli: Run, words: str, named: str) -> None
         ("--eval_interval 7 --eval_interval 0", "--eval_interval"),
         ("--eval_interval=7 --seed_everything 1 --eval_interval 0", "--eval_interval"),
         ("--ckpt_path last --ckpt_path best", "--ckpt_path"),
-        ("--model.gpt.n_layer 2 --model.gpt {n_layer:␣0}", "--model.gpt"),
+        ("--model.gpt.n_layer 2 --model.gpt {n_layer:␣0}", "--model.gpt.n_layer"),
+        ("--model {gpt:␣{n_layer:␣2}} --model.gpt={n_layer:␣0}", "--model.gpt.n_layer"),
     ],
 )
 def test_an_option_that_is_given_twice_is_named(cli: Run, words: str, named: str) -> None:
@@ -106,7 +107,13 @@ def test_an_option_that_is_given_twice_is_named(cli: Run, words: str, named: str
     assert f"WARNING: {named} is given twice; the last one counts\n" in err
 
 
-@pytest.mark.parametrize("words", ["--config a.yaml --config b.yaml", "--stop a --stop b", "--prompt --prompt_file"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--config a.yaml --config b.yaml", "--stop a --stop b", "--prompt --prompt_file"),
+        *("--data.batch_size 4 --data {corpus:a.txt}", "--data {batch_size: --data.batch_size=4"),
+    ],
+)
 def test_what_may_be_repeated_is_not_named(words: str) -> None:
     assert repeated(words.split()) == []
 

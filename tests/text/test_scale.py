@@ -72,7 +72,7 @@ def test_windows_from_a_large_file_cost_a_hundredth_of_a_base_step(gigabytes: Pa
     cache = gigabytes.parent / "data"
     if not cache.exists():
         preparing(gigabytes, cache, "char")
-    step = step_seconds()
+    step = step_seconds(steps=1)
     for cold in (False, True):
         seconds = window_seconds(gigabytes, cache, "char", cold=cold)
         print(f"{seconds * 1e6:.0f} µs of {step:.2f} s, {seconds / step:.4%}, {cold=}")

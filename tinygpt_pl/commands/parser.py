@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import Path_fr
 
@@ -125,20 +126,36 @@ def similar(name: str, options: Sequence[str]) -> list[str]:
 
 
 def repeated(words: Sequence[str]) -> list[str]:
-    """Options that a later one replaces: the same once more, or one for a whole group after one of its settings.
+    """Options that a later one replaces: the same once more, or a class after one of its settings.
 
     A list may be added to with `+=`; then the settings of its last item come again.
     """
     given, found = set[str](), []
-    for word in words:
-        name = word.partition("=")[0]
-        if name.endswith("+"):
-            given = {earlier for earlier in given if not earlier.startswith(name[:-1])}
-        elif name.startswith("--") and " " not in name and name not in REPEATABLE:
-            if any(f"{earlier}.".startswith(f"{name}.") for earlier in given):
-                found.append(name)
-            given.add(name)
+    for word, after in itertools.pairwise([*words, ""]):
+        option, joined, text = word.partition("=")
+        if option.endswith("+"):
+            given = {earlier for earlier in given if not earlier.startswith(option[:-1])}
+        elif option.startswith("--") and " " not in option and option not in REPEATABLE:
+            for name in _settings_in(option, text if joined else after):
+                if any(f"{earlier}.".startswith(f"{name}.") for earlier in given):
+                    found.append(name)
+                given.add(name)
     return found
+
+
+def _settings_in(option: str, value: str) -> list[str]:
+    """An option, or those that its value gives if that is a mapping for a group: it leaves the others as they are."""
+    try:
+        content = yaml.safe_load(value) if value.startswith("{") else None
+    except (yaml.YAMLError, RecursionError):  # which is refused later
+        return [option]
+    return _names(option, content, 2)
+
+
+def _names(option: str, content: Any, depth: int) -> list[str]:
+    if not isinstance(content, dict) or "class_path" in content or not depth:
+        return [option]
+    return [name for key, value in content.items() for name in _names(f"{option}.{key}", value, depth - 1)]
 
 
 KINDS = {"int": ["a whole number"], "float": ["a number"], "bool": ["true", "false"], "NoneType": ["null"]}
