@@ -33,7 +33,7 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     tmp_path: Path, shakespeare_cache: Path, name: str, rows: list[int], loss: float
 ) -> None:
     """In three minutes where the plain loop takes two for its 2000 steps, in less where it takes less."""
-    loop = plain_loop_seconds(2000, shakespeare_cache)
+    loops = [plain_loop_seconds(2000, shakespeare_cache)]
     start = time.monotonic()
     done = shell(
         *("fit", "--config", str(CONFIGS / name), "--data.cache_dir", str(shakespeare_cache)),
@@ -47,8 +47,9 @@ def test_a_configuration_for_a_processor_reaches_its_loss_in_three_minutes(
     assert float(found[-1][2]) <= loss
     score = shell("test", "--data.cache_dir", str(shakespeare_cache), cwd=tmp_path)
     assert float(score.stdout.splitlines()[-1].split()[0]) <= loss, "over the whole validation split"
-    print(f"{seconds:.0f} s, the plain loop {loop:.0f} s")
-    assert seconds <= 1.5 * loop
+    loops.append(plain_loop_seconds(2000, shakespeare_cache))  # a machine that others use changes in minutes
+    print(f"{seconds:.0f} s, the plain loop {loops[0]:.0f} s before and {loops[1]:.0f} s after")
+    assert seconds <= 1.5 * max(loops)
 
 
 def test_base_configuration_starts_like_the_recipe(tmp_path: Path, shakespeare_cache: Path) -> None:
