@@ -25,6 +25,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--trainer.val_check_interval=3"], "trainer.val_check_interval"),
         (["--model.gpt.n_embd=wide"], "model.gpt.n_embd must be a whole number, got wide"),
         (["--model.optim.betas=0.9"], r"model.optim.betas must be a list, as in \[0.9\], got 0.9"),
+        (["--trainer.logger=WandbLogger"], "^error: lightning.*WandbLogger cannot be used: Requirement 'wandb"),
         (["--auto=compile"], r"auto must be a list, as in \[compile\], got compile"),
         (["--auto=[precision]"], "auto is a list of settings out of trainer.accelerator, .*, got precision"),
         (["--seed_everything=x"], "seed_everything.*x"),

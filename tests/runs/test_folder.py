@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -183,8 +184,8 @@ def test_a_folder_that_nothing_was_written_into_goes_again() -> None:
 
 
 def test_taking_a_folder_sweeps_what_was_never_finished() -> None:
-    make("run/config.yaml", "run/config.yaml.0123abcd.partial")
-    make("run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.0123abcd.partial")
+    make("run/config.yaml", "run/config.yaml.0123456789abcdef.partial")
+    make("run/checkpoints/last.ckpt", "run/checkpoints/last.ckpt.0123456789abcdef.partial")
     RunFolder(Path("run")).release()
     left = sorted(str(path) for path in Path("run").rglob("*") if path.is_file() and not path.name.startswith(".lock"))
     assert left == ["run/checkpoints/last.ckpt", "run/config.yaml"]
@@ -238,9 +239,21 @@ def test_a_file_in_the_place_of_a_folder_or_the_other_way_round(cli: Run, text_f
     place = Path("run") / kind if kind != "run" else Path("run")
     place.parent.mkdir(parents=True, exist_ok=True)
     (Path.touch if kind in ("run", "checkpoints") else Path.mkdir)(place)
+    before = sorted(Path().rglob("*"))
     code, _, err = cli("fit", *small(text_file), "--run_dir=run")
     assert code == 2
+    assert sorted(Path().rglob("*")) == before
     assert re.search(f"{place} (has to be|is there|was not written by fit)|run holds a run already", three_lines(err))
+
+
+def test_a_disk_without_a_byte_left_is_named(cli: Run, text_file: Path, small_disk: Path) -> None:
+    (small_disk / "run").mkdir()
+    with suppress(OSError), (small_disk / "filler").open("wb") as file:
+        file.write(bytes(500_000))
+    code, _, err = cli("fit", *small(text_file), f"--run_dir={small_disk / 'run'}")
+    assert code == 2
+    assert str(small_disk / "run") in three_lines(err)
+    assert not list((small_disk / "run").iterdir())
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints"])
@@ -283,7 +296,9 @@ def test_runs_that_start_at_the_same_time_get_folders_of_their_own(text_file: Pa
 
 def test_a_folder_with_a_dollar_is_one_folder(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNS", "elsewhere")
-    assert cli("fit", *small(text_file), "--run_dir=$RUNS/a")[0] == 0
+    code, out, _ = cli("fit", *small(text_file), "--run_dir=$RUNS/a")
+    assert code == 0
+    assert "--ckpt_path '$RUNS/a/checkpoints/best.ckpt'" in out, "a shell would put the variable in"
     assert [step for step, _ in scalars(Path("$RUNS/a"))["eval/val_loss"]] == [0, 4, 8, 10]
     assert not Path("elsewhere").exists()
 

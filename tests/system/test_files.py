@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tinygpt_pl.system.files import PARTIAL, make_once, making, replacing, short, sweep
 
@@ -47,13 +48,13 @@ def test_a_full_disk_names_the_file(small_disk: Path) -> None:
 
 def test_unfinished_files_are_swept(tmp_path: Path) -> None:
     """None but those: a user may have files of such names."""
-    others = ["a", f"a{PARTIAL}", f"a.draft{PARTIAL}", f"b.01234567{PARTIAL}", "partial"]
-    for name in (*others, f"a.01234567{PARTIAL}", f"c.a.89abcdef{PARTIAL}"):
+    others = ["a", f"a{PARTIAL}", f"a.20260102{PARTIAL}", f"b.0123456789abcdef{PARTIAL}", "partial"]
+    for name in (*others, f"a.0123456789abcdef{PARTIAL}", f"c.a.fedcba9876543210{PARTIAL}"):
         (tmp_path / name).touch()
-    (tmp_path / f"d.a.01234567{PARTIAL}").mkdir()
+    (tmp_path / f"d.a.0123456789abcdef{PARTIAL}").mkdir()
     sweep(tmp_path, "*a")
     sweep(tmp_path / "nowhere", "*")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, f"d.a.01234567{PARTIAL}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, f"d.a.0123456789abcdef{PARTIAL}"])
 
 
 def test_a_users_own_partial_file_stays(tmp_path: Path) -> None:
@@ -66,10 +67,13 @@ def test_a_users_own_partial_file_stays(tmp_path: Path) -> None:
 
 def test_whoever_makes_a_file_sweeps_what_was_left_of_it(tmp_path: Path) -> None:
     """Killed processes would fill the disk with unfinished token files."""
-    for name in ("a[1].01234567.partial", "a1.01234567.partial"):
-        (tmp_path / name).touch()
-    make_once(tmp_path / "a[1]", lambda file: file.write(b"new"))
-    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", "a[1].lock", "a1.01234567.partial"}
+    for name in ("a[1]", "a1", "dead", "alive"):
+        (tmp_path / f"{name}.0123456789abcdef.partial").touch()
+    (tmp_path / "dead.lock").touch()  # its text or its vocabulary is another by now
+    with FileLock(tmp_path / "alive.lock"):
+        make_once(tmp_path / "a[1]", lambda file: file.write(b"new"))
+    left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
+    assert left == {"a[1]", "a1.0123456789abcdef.partial", "alive.0123456789abcdef.partial"}
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:

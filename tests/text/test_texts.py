@@ -109,6 +109,25 @@ def test_the_end_of_a_name_says_how_a_file_is_compressed(
             read(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '(format nil "~{[~a]~}~{[~a]~}concat=n=~a" inputs outputs)\n' * 3 + english(2000),
+        "\x0304,01<nick>\x0f \x02hello\x02 there, \x1fyou\x1f\n" * 50,
+        "id\x01name\x01town\n" * 900,
+        "\x1e{}\n" * 20 + english(3000),
+        "The sequence \x1b$B selects JIS X 0208.\n" * 3,
+        "GIF8 is how GIF files begin.\n",
+        "%PDF- is how PDF files begin.\n",
+    ],
+    ids=["Lisp", "chat", "Hive", "JSON sequence", "about ISO 2022", "about GIF", "about PDF"],
+)
+def test_text_that_looks_like_something_else_is_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert read(path) == [text]
+
+
 SMALL = CharTokenizer.from_text(english()).encode(english()).astype(np.uint8)
 RUSSIAN = "Все счастливые семьи похожи друг на друга.\n" * 9  # noqa: RUF001  # it is meant to be in another script
 zipped = functools.partial(gzip.compress, mtime=0)  # parameters are the same in each process of a test run

@@ -35,6 +35,7 @@ def test_variables_that_tell_a_lone_process_nothing(
         ({"NODE_RANK": "1"}, "NODE_RANK"),
         ({"GROUP_RANK": "2"}, "GROUP_RANK"),
         ({"RANK": "x"}, "it"),
+        ({"WORLD_SIZE": "two"}, "it"),
         ({"LOCAL_RANK": ""}, "it"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}, "TORCHELASTIC_RUN_ID WORLD_SIZE RANK"),
         ({"TORCHELASTIC_RUN_ID": "none"}, "TORCHELASTIC_RUN_ID"),

@@ -1,6 +1,7 @@
 """A signal stops a run between two steps, and the run resumes as if it had never stopped."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from tests.small_runs import (
     run_forked,
     signal_at,
     small,
+    start,
     table,
     wait_for,
 )
@@ -166,3 +168,16 @@ def test_a_terminal_that_closes_sends_more_than_one_hangup(text_file: Path, tmp_
     output = finish(process, tmp_path, code=143)
     assert "stopped by SIGTERM at iteration " in output
     assert load(Path("run/checkpoints/last.ckpt"))["global_step"] > 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_text_is_prepared_leaves_nothing_unfinished(tmp_path: Path, signum: signal.Signals) -> None:
+    """Token files of gigabytes would fill the disk."""
+    Path("word.txt").write_text("".join(random.Random(1).choices("etaoinshrdlu", k=300_000)))  # takes many seconds
+    options = small(tmp_path / "word.txt", data__tokenizer="bpe", data__vocab_size=1000, data__cache_dir="cache")
+    process = start(["fit", *options], tmp_path)
+    wait_for(lambda: bool(list(tmp_path.glob("cache/tokens/*.partial"))))
+    assert process.pid
+    os.kill(process.pid, signum)
+    finish(process, tmp_path, code=128 + signum)
+    assert not list(tmp_path.rglob("*.partial"))

@@ -13,6 +13,7 @@ from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.runs.checkpoint import check_same_network, check_weights
 from tinygpt_pl.runs.start import Start, claim_run, place_run
 from tinygpt_pl.system.machine import check_memory
+from tinygpt_pl.system.signals import ended_by_signals
 from tinygpt_pl.training.console import quieten
 from tinygpt_pl.training.processes import is_first_process
 from tinygpt_pl.training.recipe import recipe_callbacks
@@ -65,7 +66,8 @@ def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataM
     known = start.checkpoint.tokenizer if start.checkpoint else None
     seed = settings.run.seed_everything
     data = TextDataModule(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
-    data.setup(stage)
+    with ended_by_signals():
+        data.setup(stage)
     if start.resumed and not data.offline_notice:
         data.offline_notice = offline_notice(start.resumed.content["config"])
     gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,6 +9,7 @@ from importlib import import_module
 from tinygpt_pl.commands.outcome import Work, carry_out
 from tinygpt_pl.commands.parser import VERBS, repeated
 from tinygpt_pl.system.loading import loading
+from tinygpt_pl.system.signals import ended_by_signals
 from tinygpt_pl.system.streams import close_output, secure_streams
 from tinygpt_pl.system.terminal import PROG, fail, warn
 
@@ -33,8 +33,8 @@ HELP = {"-h", "--help"}
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """What Lightning reads while it is imported."""
 
-ENDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""Signals that end the other commands; Windows has no SIGHUP."""
+SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
+"""Other numbers that it reads."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -70,15 +70,8 @@ def _dispatch(args: Sequence[str]) -> int:
         warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
         return carry_out(lambda work: _run(verb, options, work))
-    before = {signum: signal.getsignal(signum) for signum in ENDS}
-    for signum, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))  # nothing unfinished stays
-    try:
+    with ended_by_signals():
         return carry_out(lambda work: _run(verb, options, work))
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _list_commands() -> None:
@@ -97,9 +90,11 @@ def _command_meant(args: Sequence[str]) -> str:
 
 
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
-    for name in RANKS if verb in TRAINING else ():
+    for name in (*RANKS, *SIZES) if verb in TRAINING else ():
         if not os.environ.get(name, "0").isdecimal():
-            raise ValueError(f"{name} has to be the number of a process, got {os.environ[name]!r}; unset it")
+            raise ValueError(
+                f"{name} has to be a number for the processes of a run, got {os.environ[name]!r}; unset it"
+            )
     module, function = COMMANDS[verb]
     with loading():
         command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)

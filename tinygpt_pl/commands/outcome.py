@@ -82,7 +82,7 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     except OSError as error:
         if work.begun and (work.trainer or error.errno not in WRONG_PLACE):
             return work.fail(str(error))
-        refuse(str(error), _where_to_write(error))
+        refuse(str(error), "" if work.begun else _where_to_write(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -118,7 +118,7 @@ def _where_to_write(error: OSError) -> str:
     """What to set where a file or folder could not be made, as on a disk that is read-only or below a file."""
     refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
     missing = error.filename and not os.path.lexists(error.filename)
-    if error.errno in (errno.EEXIST, errno.ENOTDIR) or (refused and missing):
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EROFS) or (refused and missing):
         return "set --run_dir and TINYGPT_CACHE to folders that can be written to"
     return ""
 

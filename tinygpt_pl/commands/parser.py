@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -41,6 +41,9 @@ class Parser(ArgumentParser):
     words: Sequence[str] = ()
     """Those that are being parsed."""
 
+    files: ClassVar[list[Path]] = []
+    """Files of settings that are being read, each building on the next."""
+
     @classmethod
     def of(cls, verb: str) -> "Parser":
         """The parser of a command, without options."""
@@ -72,9 +75,16 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, **how: Any) -> Namespace:
         """Parse a file of settings, which is in UTF-8 wherever this runs; the system's own encoding may be another."""
         file = Path_fr(path)
-        text = decode_utf8(Path(file.absolute).read_bytes(), str(path))
-        with file.relative_path_context():  # for files that it builds on
-            config: Namespace = self.parse_string(text, str(path), **how)
+        place = Path(file.absolute)
+        if place in self.files:
+            raise ValueError(f"{path} builds on itself, by its config")
+        text = decode_utf8(place.read_bytes(), str(path))
+        self.files.append(place)
+        try:
+            with file.relative_path_context():  # for files that it builds on
+                config: Namespace = self.parse_string(text, str(path), **how)
+        finally:
+            self.files.pop()
         return config
 
     def print_help(self, file: Any = None, **how: Any) -> None:
@@ -183,8 +193,8 @@ def plain(message: str) -> str:
     classes = re.findall(r"<class '(.*?)'>", types)
     named = [word.strip("' ") for group in re.findall(r"Literal\[(.*?)\]", types) for word in group.split(",")]
     for pattern, words in CLASSES.items():
-        if key and (found := re.search(pattern, message)):
-            return f"--{key[1]}: {words.format(*found.groups())}"
+        if found := re.search(pattern, message):
+            return (f"--{key[1]}: " if key else "") + words.format(*found.groups())
     expected = {*re.findall(r"Expected a <class '(.*?)'>", message)} - {"NoneType"}
     if key and got and expected in ({"list"}, {"tuple"}) and got[1][:1] not in "[{(":
         return f"{key[1]} must be a list, as in [{got[1]}], got {got[1]}"

@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.commands import strict_yaml
 from tinygpt_pl.commands.configs import find_config
-from tinygpt_pl.commands.parser import Parser
+from tinygpt_pl.commands.parser import Parser, plain
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.optim import OptimConfig
@@ -142,8 +142,8 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
     try:
         chosen = parser.instantiate(config)
         kind = device_kind(chosen.trainer.accelerator)
-    except (MisconfigurationException, ImportError) as error:  # of a callback, logger, plugin or accelerator
-        raise ValueError(str(error)) from error
+    except (MisconfigurationException, ImportError, ValueError) as error:  # of a callback, logger or accelerator, too
+        raise ValueError(plain(str(error))) from error
     before = before if start.resumed else None
     device = start.resumed.content.get("machine", {}).get("device") if start.resumed else None
     notes = settle(config, NAMES if verb == "fit" else NAMES[:-1], args, before or config, device, kind)

@@ -60,8 +60,7 @@ def load(text: str, path: str = "") -> Any:
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise yaml.YAMLError(f"{where}{error.problem}{line}") from None
+        raise _named(error, where) from None
     except RecursionError:
         raise yaml.YAMLError(f"{where}too many levels of settings") from None
     for ambiguity in _ambiguities(tree, "", set(), {}):
@@ -70,7 +69,19 @@ def load(text: str, path: str = "") -> Any:
         raise yaml.YAMLError(f"{where}more than {LARGEST:,} values")
     if path:
         _check_file(tree, where)
-    return _load(text)
+    try:
+        return _load(text)
+    except yaml.MarkedYAMLError as error:
+        raise _named(error, where) from None
+
+
+def _named(error: yaml.MarkedYAMLError, where: str) -> yaml.YAMLError:
+    """An error with the file and line that it is of."""
+    line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    what = error.problem
+    if what and what.startswith("but "):
+        what = f"{error.context} {what}"
+    return yaml.YAMLError(f"{where}{what}{line}")
 
 
 def _check_file(tree: yaml.Node | None, where: str) -> None:

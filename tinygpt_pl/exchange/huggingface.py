@@ -188,7 +188,7 @@ def import_folder(folder: Path) -> Checkpoint:
     try:
         load_network(checkpoint)
     except DamagedCheckpoint as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise ValueError(f"{folder}: {str(error).removeprefix('the checkpoint is damaged: ')}") from None
     return checkpoint
 
 
@@ -296,6 +296,8 @@ def _join_bpe(folder: Path) -> str:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     except ImportError:
         raise ValueError("a vocab.json needs a library: pip install tokenizers") from None
+    if not (folder / "merges.txt").is_file():
+        raise ValueError(f"{folder} has a vocab.json, but no merges.txt")
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the library's own, which has no class but this

@@ -114,6 +114,7 @@ class RunFolder:
         self.path = self._make(path)
         lock = self.path / ".lock"
         self._owner = self.path / ".lock.pid"  # a file of its own: Windows lets nobody else open a locked one
+        before = {*self.path.glob(".lock*")}
         try:
             self._lock = hold(lock, timeout=0)
         except Timeout:
@@ -121,7 +122,21 @@ class RunFolder:
         except OSError:
             self._remove_empty()
             raise
-        self._owner.write_text(str(os.getpid()))
+        try:
+            self._take()
+        except BaseException:
+            self.release()
+            for path in {*self.path.glob(".lock*")} - before:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _take(self) -> None:
+        """Write down who has the folder, and see that it can be used."""
+        try:
+            self._owner.write_text(str(os.getpid()))
+        except OSError as error:  # one of a full disk names no file
+            error.filename = error.filename or str(self._owner)
+            raise
         for folder, pattern in ((self.path, "config.yaml"), (self.path / "checkpoints", "*.ckpt")):
             sweep(folder, pattern)
             if folder.is_file():

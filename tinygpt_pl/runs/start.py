@@ -17,6 +17,7 @@ from tinygpt_pl.runs.folder import (
     rewind_events,
     run_of,
 )
+from tinygpt_pl.system.terminal import quoted
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def place_run(start: Start, given: Path | None) -> tuple[Path | None, str]:
             return own, ""
         beyond = f"{own} has gone on from {resumed.path} (iteration {start.iteration}) to iteration {reached}"
         if given:
-            raise ValueError(f"{beyond}; resume with --ckpt_path {last}, or give another --run_dir")
+            raise ValueError(f"{beyond}; resume with --ckpt_path {quoted(last)}, or give another --run_dir")
         return None, f"NOTE: {beyond}: this is a new run that starts there"
     if given:
         _check_free(given)
@@ -99,7 +100,8 @@ def _check_free(folder: Path) -> None:
     last, config = checkpoint_path(folder, "last"), folder / "config.yaml"
     checkpoints = sorted(folder.glob("checkpoints/*.ckpt"))
     if last in checkpoints:
-        raise ValueError(f"{folder} holds a run already; resume with --ckpt_path {last}, or give another --run_dir")
+        way_out = f"resume with --ckpt_path {quoted(last)}, or give another --run_dir"
+        raise ValueError(f"{folder} holds a run already; {way_out}")
     if checkpoints or is_run(folder):
         found = checkpoints[0] if checkpoints else f"{config}, but no checkpoint to go on from"
         raise ValueError(f"{folder} holds a run already: there is {found}; give another --run_dir")

@@ -15,7 +15,10 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tinygpt_pl.system.terminal import warn
 
 PARTIAL = ".partial"
-"""End of the name of a file that is being written, after eight digits that no other file has."""
+"""End of the name of a file that is being written, after sixteen digits that no other file has."""
+
+UNFINISHED = f".{'[0-9a-f]' * 16}{PARTIAL}"
+"""Pattern of what such a file has after its name."""
 
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -75,7 +78,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with partial.open("xb") as file:
             yield file
@@ -99,7 +102,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def _rename(error: BaseException, partial: Path, path: Path) -> None:
     """Have an error name what was to be written: not what was unfinished, nor nothing, as on a full disk."""
     if isinstance(error, OSError) and error.errno and str(error.filename or partial).startswith(str(partial)):
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        if error.filename2 is not None:  # of a renaming; None would be printed
+            del error.filename2
 
 
 def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -116,6 +121,7 @@ def make_once(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with _turn(path):
             if not path.exists():
                 sweep(path.parent, glob.escape(path.name))
+                _sweep_abandoned(path.parent)
                 with replacing(path) as file:  # a reader takes no lock
                     write(file)
     except BaseException:
@@ -190,9 +196,20 @@ def _flush_folder(folder: Path) -> None:
 
 def sweep(folder: Path, pattern: str) -> None:
     """Delete what a process that was killed had not finished of these files; their owner alone may do so."""
-    for partial in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{PARTIAL}"):
+    for partial in folder.glob(pattern + UNFINISHED):
         if partial.is_file():
             partial.unlink()
+
+
+def _sweep_abandoned(folder: Path) -> None:
+    """Delete what killed processes have left of other files of `make_once`, whose locks nobody holds any more."""
+    for partial in folder.glob(f"*{UNFINISHED}"):
+        lock = Path(f"{str(partial)[: -len('.') - 16 - len(PARTIAL)]}.lock")
+        if lock.exists():
+            with suppress(Timeout):
+                held = hold(lock, timeout=0)
+                partial.unlink(missing_ok=True)
+                held.release()
 
 
 def decode_utf8(raw: bytes, name: str) -> str:

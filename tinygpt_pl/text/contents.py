@@ -36,7 +36,7 @@ SIGNATURES = {
     b"version https://git-lfs": ("a pointer of Git LFS", "fetch what it stands for: git lfs pull"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
     b"Rar!\x1a": ("a RAR archive", UNPACK),
-    b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
+    b"%PDF-1.": ("a PDF document", "extract its text first, for example with pdftotext"),
     b"{\\rtf": ("an RTF document", "save it as plain text first"),
     b"\xd0\xcf\x11\xe0": ("an Office document", "save it as plain text first"),
     b"PAR1\x15": ("a Parquet file", TO_RECORDS),
@@ -51,7 +51,8 @@ SIGNATURES = {
     b"(dp0\n": ("a pickle", SOURCE),
     b"\x89PNG": ("an image", LEAVE_OUT),
     b"\xff\xd8\xff": ("an image", LEAVE_OUT),
-    b"GIF8": ("an image", LEAVE_OUT),
+    b"GIF87a": ("an image", LEAVE_OUT),
+    b"GIF89a": ("an image", LEAVE_OUT),
     b"\xff\xfe\0\0": ("text in UTF-32", CONVERT.format("UTF-32")),
     b"\0\0\xfe\xff": ("text in UTF-32", CONVERT.format("UTF-32")),
     b"\xff\xfe": ("text in UTF-16", CONVERT.format("UTF-16")),
@@ -70,15 +71,17 @@ UTF_16 = re.compile(rb"(?:[^\0]\0){16}|(?:\0[^\0]){16}")
 """Sixteen characters of an alphabet in it; NUL between records is never so close."""
 
 ESCAPES = {
-    b"\x1b$@": "ISO-2022-JP",
-    b"\x1b$B": "ISO-2022-JP",
-    b"\x1b$)C": "ISO-2022-KR",
-    b"\x1b$)A": "ISO-2022-CN",
+    "ISO-2022-JP": re.compile(rb"\x1b\$[@B](?:[!-~]{2})+\x1b\("),  # from Japanese characters back to ASCII
+    "ISO-2022-KR": re.compile(rb"\x1b\$\)C"),
+    "ISO-2022-CN": re.compile(rb"\x1b\$\)A"),
 }
-"""Escape sequences that select Asian characters in encodings of ASCII bytes (RFC 1468, 1557 and 1922)."""
+"""Escape sequences around Asian characters in encodings of ASCII bytes (RFC 1468, 1557 and 1922)."""
 
 HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
-"""Chinese in ASCII bytes (RFC 1843)."""
+"""Chinese in ASCII bytes (RFC 1843); Common Lisp has a few such pieces, in a text that is mostly none."""
+
+KINDS = 6
+"""Different control characters that separate or format parts of a text, at most; binary files have all of them."""
 
 SCRIPTS = dict.fromkeys(range(0x30, 0xA0), "CJK") | dict.fromkeys(range(0xAC, 0xD8), "Hangul")
 """Scripts with more than one block of 256 characters, by the high byte; each other block counts for one script."""
@@ -146,10 +149,10 @@ def check_block(path: Path, block: bytes, offset: int) -> None:
 
 def _of_an_encoding(head: bytes) -> tuple[str, str] | None:
     """What bytes without a format are if they are not text in UTF-8, and what to do."""
-    for sequence, encoding in ESCAPES.items() if b"\x1b" in head else ():  # a single byte is found fast
-        if sequence in head:
+    for encoding, sequence in ESCAPES.items() if b"\x1b" in head else ():  # a single byte is found fast
+        if sequence.search(head):
             return f"text in {encoding}", CONVERT.format(encoding)
-    if b"~" in head and len(HZ.findall(head)) > 1:
+    if b"~" in head and sum(map(len, HZ.findall(head))) > 0.3 * len(head):
         return "text in HZ-GB-2312", "convert it first, in Python: open('OLD', encoding='hz').read()"
     unusual = head.translate(None, USUAL)
     nul = unusual.count(0)
@@ -159,7 +162,8 @@ def _of_an_encoding(head: bytes) -> tuple[str, str] | None:
     for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):
         if _reads_as(head, encoding):
             return f"text in {encoding}", CONVERT.format(encoding)
-    if controls < 0.02 * len(head) and nul < 0.5 * len(head):
+    separates = controls < 0.02 * len(head) or (controls < 0.2 * len(head) and len({*unusual}) <= KINDS)
+    if separates and nul < 0.5 * len(head):
         return None
     return "binary", LEAVE_OUT
 

@@ -21,7 +21,7 @@ from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups, schedule_flaw
 from tinygpt_pl.runs.checkpoint import DamagedCheckpoint, peek
 from tinygpt_pl.runs.folder import checkpoint_path
-from tinygpt_pl.system.terminal import PROG, say
+from tinygpt_pl.system.terminal import PROG, quoted, say
 from tinygpt_pl.training.curve import Curve
 
 _report_any_failure = threading.excepthook
@@ -87,7 +87,7 @@ class Table(Callback):
         device = pl_module.device
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
-        lines.append(f"curves: tensorboard --logdir {self.run_dir.parent}")
+        lines.append(f"curves: tensorboard --logdir {quoted(self.run_dir.parent)}")
         flaw = schedule_flaw(pl_module.optim, trainer.max_steps)
         lines += [f"NOTE: {flaw}"] if flaw else []
         if trainer.is_global_zero:
@@ -113,8 +113,8 @@ class Table(Callback):
             lines += [
                 f"best: iter {iteration} | val {loss:.4f} | {path}",
                 f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
-                f"score it on the whole split: {PROG} test --ckpt_path {path}",
-                f"let it write: {PROG} generate --ckpt_path {path}",
+                f"score it on the whole split: {PROG} test --ckpt_path {quoted(path)}",
+                f"let it write: {PROG} generate --ckpt_path {quoted(path)}",
             ]
         say(*lines, self.data.offline_notice)
 
