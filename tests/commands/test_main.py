@@ -51,7 +51,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--compile=maybe"], "compile must be auto, true or false, got maybe"),
         (["--data.tokenizer=words"], "data.tokenizer must be char, byte or bpe, got words"),
         (["--ema_decay=x"], "ema_decay must be a number or null, got x"),
-        (["--trainer.logger=Nope"], "trainer.logger: there is no class Nope; one of your own is given as module.Class"),
+        (["--trainer.logger=Nope"], "trainer.logger: class Nope not found; give your own as module.Class"),
         (["--trainer.callbacks=[{class_path: my.Own}]"], "callbacks: my.Own cannot be used: No module named 'my'"),
         (
             ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitr=x"],

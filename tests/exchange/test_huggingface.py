@@ -619,11 +619,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a link to nowhere": (
         lambda folder: os.symlink("no", (folder / WEIGHTS).rename(folder / "other").with_name(WEIGHTS)),
-        "model.safetensors is a link that leads nowhere",
+        "model.safetensors is a link whose target is missing",
     ),
     "a pipe": (
         lambda folder: os.mkfifo((folder / "config.json").rename(folder / "other").with_name("config.json")),
-        "config.json is no file",
+        "config.json is not a regular file",
     ),
     "a pointer": (
         lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),

@@ -243,7 +243,7 @@ def test_a_file_in_the_place_of_a_folder_or_the_other_way_round(cli: Run, text_f
     code, _, err = cli("fit", *small(text_file), "--run_dir=run")
     assert code == 2
     assert sorted(Path().rglob("*")) == before
-    assert re.search(f"{place} (has to be|is there|was not written by fit)|run holds a run already", three_lines(err))
+    assert re.search(f"{place} (must be|is there|was not written by fit)|run holds a run already", three_lines(err))
 
 
 def test_a_disk_without_a_byte_left_is_named(cli: Run, text_file: Path, small_disk: Path) -> None:

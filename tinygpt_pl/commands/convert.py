@@ -50,5 +50,5 @@ def import_model(args: Sequence[str], work: Work) -> None:
     total = sum(tensor.numel() for tensor in checkpoint.content["state_dict"].values())
     path = quoted(output)
     print(f"{output}: {total:,} parameters ({total / 1e6:.2f}M)")
-    print(f"let it write: {PROG} generate --ckpt_path {path}")
+    print(f"generate text: {PROG} generate --ckpt_path {path}")
     print(f"train it on: {PROG} fit --init_from {path} --data.corpus my.txt")

@@ -92,9 +92,7 @@ def _command_meant(args: Sequence[str]) -> str:
 def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
     for name in (*RANKS, *SIZES) if verb in TRAINING else ():
         if not os.environ.get(name, "0").isdecimal():
-            raise ValueError(
-                f"{name} has to be a number for the processes of a run, got {os.environ[name]!r}; unset it"
-            )
+            raise ValueError(f"{name} must be a number, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
     with loading():
         command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)

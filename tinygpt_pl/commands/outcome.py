@@ -20,7 +20,7 @@ WRONG_PLACE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
 }
-"""What the system says of a path that its user has to change; anything else is a failure at work."""
+"""Errors of a path that the user must change; any other error is a failure of the work itself."""
 
 
 class Work:

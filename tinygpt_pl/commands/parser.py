@@ -179,7 +179,7 @@ NOISE = re.compile(
 
 
 CLASSES = {
-    r"Expected a dot import path string: (\S+)": "there is no class {}; one of your own is given as module.Class",
+    r"Expected a dot import path string: (\S+)": "class {} not found; give your own as module.Class",
     r"Problem with given class_path '(.*?)':\s*(.*)": "{} cannot be used: {}",
 }
 """What jsonargparse says of the class of a callback, logger or plugin, and the same without its own terms."""

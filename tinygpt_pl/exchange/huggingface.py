@@ -193,14 +193,14 @@ def import_folder(folder: Path) -> Checkpoint:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file with content of its own: a link that leads nowhere, a pipe, a pointer of Git LFS.
+    """Refuse a link whose target is missing, a pipe, and a pointer of Git LFS.
 
     Raises:
         ValueError: with what it is, and what to do.
     """
     if not path.is_file():
-        kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "no file"
-        raise ValueError(f"{path} is {kind}; save the whole folder again, with its files instead of links")
+        kind = "a link whose target is missing" if path.is_symlink() and not path.exists() else "not a regular file"
+        raise ValueError(f"{path} is {kind}; copy the folder again, with files instead of links")
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise ValueError(f"{path} is a pointer of Git LFS; fetch what it stands for: git lfs pull")
@@ -214,7 +214,7 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
-        raise ValueError(f"{path.parent} has no {path.name}, so it is no folder of transformers")
+        raise ValueError(f"{path.parent} has no {path.name}, so it was not written by transformers")
     text = _read_text(path)
     try:
         content = json.loads(text)

@@ -140,7 +140,7 @@ class RunFolder:
         for folder, pattern in ((self.path, "config.yaml"), (self.path / "checkpoints", "*.ckpt")):
             sweep(folder, pattern)
             if folder.is_file():
-                raise ValueError(f"{folder} has to be a folder; move it away, or give another --run_dir")
+                raise ValueError(f"{folder} must be a folder; move it away, or give another --run_dir")
             if folder.exists() and not os.access(folder, os.W_OK):
                 raise PermissionError(f"{folder} cannot be written to; give another --run_dir")
 

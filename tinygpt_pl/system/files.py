@@ -94,13 +94,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         if partial.is_file():
             partial.unlink()
-        _rename(error, partial, path)
+        _name_target(error, partial, path)
         raise
     _flush_folder(path.parent)
 
 
-def _rename(error: BaseException, partial: Path, path: Path) -> None:
-    """Have an error name what was to be written: not what was unfinished, nor nothing, as on a full disk."""
+def _name_target(error: BaseException, partial: Path, path: Path) -> None:
+    """Put the path of the finished file into an error, which names the unfinished one, or none if the disk is full."""
     if isinstance(error, OSError) and error.errno and str(error.filename or partial).startswith(str(partial)):
         error.filename = str(path)
         if error.filename2 is not None:  # of a renaming; None would be printed
@@ -181,7 +181,7 @@ def making(path: Path) -> Iterator[Path]:
         for file in moved:
             file.unlink()
         shutil.rmtree(partial, ignore_errors=True)
-        _rename(error, partial, path)
+        _name_target(error, partial, path)
         raise
 
 
@@ -204,7 +204,7 @@ def sweep(folder: Path, pattern: str) -> None:
 def _sweep_abandoned(folder: Path) -> None:
     """Delete what killed processes have left of other files of `make_once`, whose locks nobody holds any more."""
     for partial in folder.glob(f"*{UNFINISHED}"):
-        lock = Path(f"{str(partial)[: -len('.') - 16 - len(PARTIAL)]}.lock")
+        lock = partial.with_suffix("").with_suffix(".lock")  # in the place of the digits
         if lock.exists():
             with suppress(Timeout):
                 held = hold(lock, timeout=0)

@@ -132,7 +132,7 @@ def _of_a_format(path: Path, head: bytes) -> tuple[str, str] | None:
 
 
 def check_block(path: Path, block: bytes, offset: int) -> None:
-    """Refuse a part of a text that is none, though it is valid UTF-8: UTF-16, which some programs append, or a hole.
+    """Refuse a block that is valid UTF-8 but not text: UTF-16, which some programs append, NUL bytes, binary data.
 
     Raises:
         ValueError: with the place.

@@ -113,8 +113,8 @@ class Table(Callback):
             lines += [
                 f"best: iter {iteration} | val {loss:.4f} | {path}",
                 f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
-                f"score it on the whole split: {PROG} test --ckpt_path {quoted(path)}",
-                f"let it write: {PROG} generate --ckpt_path {quoted(path)}",
+                f"evaluate on the whole validation split: {PROG} test --ckpt_path {quoted(path)}",
+                f"generate text: {PROG} generate --ckpt_path {quoted(path)}",
             ]
         say(*lines, self.data.offline_notice)
 
