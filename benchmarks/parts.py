@@ -15,13 +15,15 @@ import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
-from tinygpt_pl.gpt import GPT, Dropout, GPTConfig
+from tinygpt_pl.gpt import GPT, CausalSelfAttention, Dropout, GPTConfig
 from tinygpt_pl.optim import OptimConfig, configure_optimizer
-from tinygpt_pl.system.machine import keep_freed_memory
+from tinygpt_pl.system.machine import keep_freed_memory, multiplies_bf16
+from tinygpt_pl.training.steps import compile_for_training
 from tinygpt_pl.training.trainer import Unprofiled
 from tinygpt_pl.windows import gather
 
 Work = Callable[[], object]
+ADAMW, MUON = OptimConfig(), OptimConfig(optimizer="muon")
 
 
 def seconds(work: Work) -> float:
@@ -44,12 +46,46 @@ def training_step(network: GPT) -> Work:
     return step
 
 
-def adamw_step(fused: bool) -> Work:
+def optimizer_step(config: OptimConfig, *, fused: bool = True, products: torch.dtype | None = None) -> Work:
     """An optimizer step over all parameters."""
     network = GPT(GPTConfig())
-    for parameter in network.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    return configure_optimizer(network, OptimConfig(), fused=fused).step
+    optimizer = configure_optimizer(network, config, fused=fused, products=products)
+    gradients = [torch.randn_like(parameter) for parameter in network.parameters()]
+
+    def step() -> None:
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient  # Muon uses it up
+        optimizer.step()
+
+    return step
+
+
+def attention(training: bool) -> Work:
+    """Forward and backward of a layer's attention without dropout; in training it is written out."""
+    layer = CausalSelfAttention(GPTConfig(dropout=0.0)).train(training)
+    x = torch.randn(64, 256, 384)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.sum().backward()
+
+    return step
+
+
+def modern_step(*, compiled: bool) -> Work:
+    """Forward and backward of a step of configs/modern.yaml in bfloat16."""
+    parts = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "bias": False}
+    network = GPT(GPTConfig(attn_dropout=0.0, **parts))  # type: ignore[arg-type]  # of several types
+    for block in network.h if compiled else ():
+        compile_for_training(block)
+    step = training_step(network)
+
+    def half() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    return half
 
 
 def stacked(ids: torch.Tensor, starts: list[int], length: int) -> None:
@@ -69,7 +105,12 @@ def parts() -> Iterator[tuple[str, Work, Work, int]]:
     """Name, without, with, and how often."""
     scores = torch.rand(64, 6, 256, 256)
     yield "dropout of a layer's attention", lambda: nn.Dropout(0.2)(scores), lambda: Dropout(0.2)(scores), 9
-    yield "AdamW in one kernel", adamw_step(fused=False), adamw_step(fused=True), 21
+    yield "AdamW in one kernel", optimizer_step(ADAMW, fused=False), optimizer_step(ADAMW), 21
+    if multiplies_bf16("cpu"):
+        yield "attention in bfloat16 written out: a layer", attention(training=False), attention(training=True), 5
+        half = optimizer_step(MUON, products=torch.bfloat16)
+        yield "Muon's products in bfloat16", optimizer_step(MUON), half, 9
+        yield "blocks compiled, in bfloat16: a step", modern_step(compiled=False), modern_step(compiled=True), 4
     ids, starts = torch.randint(65, (1_000_000,)), np.random.default_rng(0).integers(999_000, size=64)
     slices, bytes_ = starts.tolist(), ids.to(torch.uint8).numpy()
     yield "windows in one operation", lambda: stacked(ids, slices, 256), lambda: gather(bytes_, starts, 256), 201
@@ -91,7 +132,7 @@ def main() -> None:
         keep_freed_memory()
     rows = [("freed memory is kept: a step", without[1:], kept[2:])]  # the heap grows at first
     for name, slow, fast, count in parts():
-        pairs = [(seconds(slow), seconds(fast)) for _ in range(count)]
+        pairs = [(seconds(slow), seconds(fast)) for _ in range(count + 1)][1:]  # the first pays for warming up
         rows.append((name, [pair[0] for pair in pairs], [pair[1] for pair in pairs]))
     for name, before, after in rows:
         a, b = statistics.median(before), statistics.median(after)

@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinygpt_pl.gpt import GPT, MLP, CausalSelfAttention, Dropout, GPTConfig, Norm, parameter_count, rotate, rotations
+from tinygpt_pl.gpt import (
+    GPT,
+    MLP,
+    CausalSelfAttention,
+    Dropout,
+    GPTConfig,
+    Norm,
+    hashed_places,
+    parameter_count,
+    rotate,
+    rotations,
+)
+from tinygpt_pl.training.steps import compile_for_training
 
 SMALL = GPTConfig(vocab_size=11, block_size=12, n_layer=2, n_head=3, n_embd=24, dropout=0.0)
 
@@ -90,6 +102,22 @@ def test_attention_with_dropout_is_the_same_attention(changes: dict[str, Any]) -
     torch.testing.assert_close(written_out(idx[0])[0], fused(idx[0])[0], rtol=1e-5, atol=1e-6)
     for a, b in zip(written_out.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, MODERN])
+def test_attention_in_bfloat16_is_the_same_attention(changes: dict[str, Any]) -> None:
+    """In training it is written out on a processor, for the fused kernel's backward is slow in it."""
+    plain, half = small(**changes).train(), small(**changes).train()
+    idx = torch.randint(11, (3, 2, 12))
+    for model in (plain, half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is half):
+            _, loss = model(idx[0], idx[1])
+        assert loss is not None
+        loss.backward()
+    for (name, a), b in zip(half.named_parameters(), plain.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert (a.grad - b.grad).norm() < 0.03 * b.grad.norm(), name
 
 
 def test_turned_heads_are_those_of_complex_numbers() -> None:
@@ -229,6 +257,70 @@ def test_elements_that_share_a_random_number_are_dropped_independently() -> None
     for pattern, count in enumerate(counts.tolist()):
         chance = math.prod(p if pattern >> bit & 1 else 1 - p for bit in range(4))
         assert abs(count - n * chance) < 5 * math.sqrt(n * chance), f"pattern {pattern:04b}"
+
+
+def test_hashed_places_are_uniform_and_independent_of_their_neighbours_and_of_other_keys() -> None:
+    """A shift that brings the sign along would give all elements one top bit: none or twice as many are dropped."""
+    torch.manual_seed(0)
+    like, n = torch.empty(999, 1001), 999 * 1001
+    first, second = hashed_places(like), hashed_places(like)
+    assert first.dtype is torch.int32
+    assert first.flatten().sort()[0].diff().all(), "a hash of 32 bits is one to one"
+    for bits in (first, second):
+        for bit in range(32):
+            assert abs((bits >> bit & 1).double().mean().item() - 0.5) < 5 * 0.5 / math.sqrt(n), bit
+    dropped = (first < -(2**30)).double().flatten() - 0.25
+    for other in ((second < -(2**30)).double().flatten() - 0.25, *(dropped.roll(k) for k in (1, 2, 16, 1001))):
+        assert abs((dropped * other).mean().item()) < 5 * 0.25 * 0.75 / math.sqrt(n)
+    torch.manual_seed(0)
+    assert torch.equal(hashed_places(like), first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch's compiler itself
+def test_compiled_dropout_drops_its_share_in_the_backward_as_in_the_forward() -> None:
+    """Its bits are computed twice, from the same keys."""
+    torch.manual_seed(0)
+    dropout = Dropout(0.2)
+    compiled = torch.compile(lambda x: dropout(x), fullgraph=True, dynamic=False)
+    x = torch.ones(999, 1001, requires_grad=True)
+    y = compiled(x)
+    y.sum().backward()
+    assert abs((y == 0).double().mean().item() - 0.2) < 5 * math.sqrt(0.16 / y.numel())
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1.25))
+    assert torch.equal(torch.as_tensor(x.grad), y)
+    assert not torch.equal(compiled(x), y)
+    torch.manual_seed(0)
+    assert torch.equal(compiled(x), y)
+    assert torch.compile(lambda x: Dropout(1 - 1e-16)(x), dynamic=False)(x).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch's compiler itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {**MODERN, "n_kv_head": 3, "bias": False}])
+def test_compiled_blocks_have_the_losses_and_gradients_of_the_others(
+    changes: dict[str, Any], precision: torch.dtype
+) -> None:
+    """At the channels of a head and the tokens of base.yaml: the compiler makes other code for other sizes."""
+    size: dict[str, Any] = {"block_size": 256, "n_embd": 192, "n_layer": 2}
+    plain, compiled = small(**changes, **size).train(), small(**changes, **size).train()
+    for block in compiled.h:
+        compile_for_training(block)
+    idx = torch.randint(11, (3, 257))
+    for model in (plain, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            _, loss = model(idx[:, :-1], idx[:, 1:])
+        assert loss is not None
+        loss.backward()
+    within = 0.02 if precision is torch.bfloat16 else 1e-4
+    for (name, p), q in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert (p.grad - q.grad).norm() < within * p.grad.norm(), name
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    torch.testing.assert_close(compiled.eval()(idx[:, :256])[0], plain.eval()(idx[:, :256])[0])
 
 
 def test_dropout_of_nearly_everything() -> None:

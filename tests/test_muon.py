@@ -51,6 +51,17 @@ def test_singular_vectors_stay_and_singular_values_go_through_the_polynomial(sha
     assert ((s > 0.5) & (s < 1.3)).double().mean() > 0.9
 
 
+@pytest.mark.parametrize("shape", [(1, 24, 24), (2, 24, 96), (2, 96, 24)])
+def test_products_in_bfloat16_bring_singular_values_near_one_all_the_same(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    half = orthogonalized(x, torch.bfloat16)
+    assert half.dtype is torch.float32, "the weights are not rounded with their steps"
+    assert (half - orthogonalized(x)).norm() < 0.03 * half.norm()
+    values = torch.linalg.svdvals(half)
+    assert ((values > 0.5) & (values < 1.3)).double().mean() > 0.9
+
+
 def test_a_matrix_of_zeros_stays_one() -> None:
     assert torch.equal(orthogonalized(torch.zeros(1, 3, 5)), torch.zeros(1, 3, 5))
 

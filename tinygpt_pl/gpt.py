@@ -112,18 +112,35 @@ class GPTConfig:
 class Dropout(nn.Dropout):
     """Dropout that costs a fraction of torch's on a processor, where torch draws a number for each element in turn.
 
-    Four elements share one number there, 16 bits each; the rate is thus rounded to a multiple of 2**-16, below 1.
+    Four elements share one number there, 16 bits each; the rate is thus rounded to a multiple of 2**-16, below 1. In a
+    compiled network each element's bits are a hash of its place, which is computed on the way and never stored.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements in training, and scale the others so that their expectation stays."""
         if input.device.type != "cpu" or not self.training or not self.p:
             return super().forward(input)
+        if torch.compiler.is_compiling() and input.numel() < 2**31:
+            least = min(round(self.p * 2**32), 2**32 - 1) - 2**31
+            return torch.where(hashed_places(input) >= least, input / (1 - self.p), 0.0)
         drop, n = min(round(self.p * 2**16), 2**16 - 1), input.numel()
         bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
         torch.ge(bits[:n].view(input.shape), drop - 2**15, out=kept)
         return input * kept.mul_(2**16 / (2**16 - drop))
+
+
+def hashed_places(like: Tensor) -> Tensor:
+    """Random 32-bit integers of a tensor's shape: its places, hashed with two keys from torch's generator.
+
+    Two multiplications between shifts, with the constants of least bias that C. Wellons' search for such hashes
+    (github.com/skeeto/hash-prospector, "lowbias32") has found.
+    """
+    first, second = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32)
+    bits: Tensor = torch.arange(like.numel(), dtype=torch.int32).view(like.shape) ^ first
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x21F0AAAD  # a shift of signed numbers brings their sign along
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * (0xD35A2D97 - 2**32) ^ second
+    return bits ^ ((bits >> 15) & 0x1FFFF)
 
 
 def make_norm(config: GPTConfig, channels: int) -> nn.RMSNorm | nn.LayerNorm:
@@ -188,8 +205,8 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         dropout = self.attn_dropout.p if self.training else 0.0
-        if dropout and x.device.type == "cpu":
-            # torch's fused kernel for processors knows no dropout.
+        if x.device.type == "cpu" and (dropout or (self.training and v.dtype == torch.bfloat16)):
+            # torch's fused kernel for processors knows no dropout, and in bfloat16 its backward is slow.
             k, v = (x.repeat_interleave(H // K, 1) for x in (k, v))  # (B, H, T, D)
             scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, T)
             scores += torch.full((T, T), -math.inf, dtype=scores.dtype).triu(1)

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -90,8 +90,6 @@ class TinyGPT(pl.LightningModule):
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
         self.step_guard = StepGuard()
-        self.compiled: Callable[..., Any] | None = None
-        """The model compiled for the training step; evaluations have batches of other shapes."""
 
     def _keep_arguments(self) -> None:
         """Keep what this object was built with, for checkpoints, as far as they can hold it."""
@@ -140,8 +138,7 @@ class TinyGPT(pl.LightningModule):
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        model = self.compiled if self.compiled and self.training else self.gpt
-        _, loss = model(*batch)
+        _, loss = self.gpt(*batch)
         assert isinstance(loss, Tensor)
         return loss
 
@@ -192,7 +189,8 @@ class TinyGPT(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The grouped optimizer, and the schedule set on every group before every optimizer step."""
-        optimizer = configure_optimizer(self, self.optim, fused=self.fused)
+        products = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        optimizer = configure_optimizer(self, self.optim, fused=self.fused, products=products)
         scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

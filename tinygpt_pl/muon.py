@@ -1,8 +1,8 @@
 """Muon for the matrices inside the network, in one optimizer with AdamW for the rest. It knows no trainer and no text.
 
-torch.optim.Muon does the same a matrix at a time and in bfloat16, which a processor without instructions for it does in
-software: some twenty times slower at the size of cpu.yaml (docs/modern.md). Matrices of one shape go together here, in
-the precision of the weights.
+torch.optim.Muon does the same a matrix at a time and always in bfloat16, which a processor without instructions for it
+does in software: some twenty times slower at the size of cpu.yaml (docs/modern.md). Matrices of one shape go together
+here, in bfloat16 where the network's own products are, too.
 """
 
 import math
@@ -21,20 +21,21 @@ LEAST_NORM = 1e-7  # torch.optim.Muon
 RMS = 0.2  # Moonlight (arXiv 2502.16982), section 2.2: what a step of AdamW comes to, so that one rate suits both
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor, products: torch.dtype | None = None) -> Tensor:
     """Matrices (number, rows, columns) with their singular vectors kept and their singular values brought near 1.
 
-    Newton and Schulz's iteration, which takes products alone; the values end between 0.7 and 1.2.
+    Newton and Schulz's iteration, which takes products alone, and so goes in bfloat16, too (its source does); the
+    values end between 0.7 and 1.2.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
     x: Tensor = matrices if wide else matrices.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=LEAST_NORM)
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=LEAST_NORM)).to(products or x.dtype)
     a, b, c = QUINTIC
     for _ in range(STEPS):
         gram = x @ x.mT  # (number, smaller side, smaller side)
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, factor, x, beta=a)
-    return x if wide else x.mT
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class MuonAdamW(AdamW):
@@ -43,6 +44,11 @@ class MuonAdamW(AdamW):
     Those that are several in one, one below the other, are divided for it; `rows` has the rows of each, or nothing. A
     step of Muon has the root mean square of one of AdamW, so that one learning rate and one weight decay suit both.
     """
+
+    def __init__(self, params: Any, products: torch.dtype | None = None, **adamw: Any) -> None:
+        """Take AdamW's arguments and the precision of Muon's products: that of the weights, unless another is given."""
+        super().__init__(params, **adamw)
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,7 +77,8 @@ class MuonAdamW(AdamW):
             momentum.lerp_(gradient, 1 - group["momentum"])
         directions = gradients.lerp(torch.stack(momenta), group["momentum"])
         parts = torch.split(directions, list(group["rows"]) or [directions.size(1)], 1)
-        updates = torch.cat([orthogonalized(part) * RMS * math.sqrt(max(part.shape[1:])) for part in parts], 1)
+        scaled = [orthogonalized(part, self.products) * RMS * math.sqrt(max(part.shape[1:])) for part in parts]
+        updates = torch.cat(scaled, 1)
         for p, update in zip(matrices, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"])

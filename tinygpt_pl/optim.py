@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -160,13 +161,16 @@ def _block_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
     }
 
 
-def configure_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> AdamW:
+def configure_optimizer(
+    model: nn.Module, config: OptimConfig, *, fused: bool, products: torch.dtype | None = None
+) -> AdamW:
     """AdamW, or with Muon beside it, over the decay groups, at a learning rate of 1 for a LambdaLR to multiply.
 
     Args:
         model: whose trainable parameters are taken, each in exactly one group.
         config: which it is, betas and weight decay.
         fused: whether one kernel updates all of AdamW's parameters.
+        products: what Muon multiplies in; the precision of the weights if left out.
     """
 
     def keep_fused(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +178,10 @@ def configure_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -
         return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
     # 1.0 · f(it) is f(it) to the last bit, and leaves no second copy of max_lr in the optimizer's state.
-    kind = MuonAdamW if config.optimizer == "muon" else AdamW
-    optimizer = kind(decay_groups(model, config), lr=1.0, betas=config.betas, fused=fused)
+    groups = decay_groups(model, config)
+    if config.optimizer == "muon":
+        optimizer: AdamW = MuonAdamW(groups, lr=1.0, betas=config.betas, fused=fused, products=products)
+    else:
+        optimizer = AdamW(groups, lr=1.0, betas=config.betas, fused=fused)
     optimizer.register_load_state_dict_pre_hook(keep_fused)
     return optimizer

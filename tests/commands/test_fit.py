@@ -14,11 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.small_runs import RUN, Fitted, Run, load, scalars, shell, signal_at, small, table
+from tests.small_runs import RUN, Fitted, Run, assert_same, load, scalars, shell, signal_at, small, table
 from tinygpt_pl import GPT, GPTConfig, TinyGPT, warmup_cosine
 from tinygpt_pl.commands import fit
 from tinygpt_pl.runs.folder import MARK
-from tinygpt_pl.training import trainer
+from tinygpt_pl.training import auto, trainer
 from tinygpt_pl.windows import Batch
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -307,20 +307,39 @@ def test_precision_is_a_matter_of_one_option(cli: Run, text_file: Path, precisio
     assert all(0.01 < norm < 100 for _, norm in scalars(RUN)["optim/grad_norm"])
 
 
-@pytest.mark.parametrize("able", [True, False])
 def test_what_is_left_to_the_machine_is_settled_and_written_down(
-    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run is repeated from its config.yaml, perhaps on another machine: no auto may be left in it."""
-    monkeypatch.setattr(trainer, "multiplies_bf16", lambda device: able)
+    monkeypatch.setattr(trainer, "multiplies_bf16", lambda device: False)
     code, out, _ = cli("fit", *small(text_file), "--trainer.precision=auto", "--compile=auto")
     assert code == 0
     settings = yaml.safe_load((RUN / "config.yaml").read_text())
-    assert settings["trainer"]["precision"] == ("bf16-mixed" if able else "32-true")
+    assert settings["trainer"]["precision"] == "32-true"
     assert settings["compile"] is False
-    assert ("NOTE: float32, since this cpu has no instructions for bfloat16" in out) is not able
-    assert "NOTE: not compiled, since that does not pay on a cpu" in out
-    assert f"on cpu in {settings['trainer']['precision']}" in out
+    assert "NOTE: float32, since this cpu has no instructions for bfloat16" in out
+    assert "NOTE: not compiled, since that does not pay on a cpu in float32" in out
+    assert "on cpu in 32-true" in out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch's compiler itself
+def test_a_processor_that_gains_by_bfloat16_compiles(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run stopped halfway, compiled again, ends with the bits of one that was not: dropout goes by its seeds."""
+    monkeypatch.setattr(trainer, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(auto, "bfloat16_pays", lambda gpt, windows: True)
+    words = [*small(text_file, model__gpt__dropout=0.2), "--trainer.precision=auto", "--compile=auto"]
+    code, out, _ = cli("fit", *words, "--run_dir=whole")
+    assert code == 0
+    assert "on cpu in bf16-mixed" in out
+    assert re.search(r"^compiled in \d+s$", out, re.MULTILINE)
+    halfway = ["--model.optim.max_iters=10", "--trainer.max_steps=5", "--run_dir=parts"]
+    assert cli("fit", *words, *halfway)[0] == 0
+    torch.compiler.reset()
+    assert cli("fit", "--ckpt_path=parts/checkpoints/last.ckpt", "--trainer.max_steps=10")[0] == 0
+    assert_same(*(load(Path(run) / "checkpoints/last.ckpt")["state_dict"] for run in ("whole", "parts")))
 
 
 def test_the_settings_of_an_older_run_are_taken(cli: Run, text_file: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings that are left to the machine, when a run is resumed, scored or repeated; and a machine that has changed."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 import yaml
 
 from tests.small_runs import LAST, RUN, Run, assert_same, load, small
+from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.training import auto, trainer
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-LEFT = ["--trainer.precision=auto", "--compile=auto", "--trainer.accelerator=auto", "--trainer.devices=auto"]
+LEFT = ["--trainer.precision=auto", "--trainer.accelerator=auto", "--trainer.devices=auto"]
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -22,15 +24,20 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def able(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
-    """Have this machine multiply bfloat16, or not."""
+    """Have this machine multiply bfloat16, and faster than float32, or not."""
     monkeypatch.setattr(trainer, "multiplies_bf16", lambda device: bfloat16)
+    monkeypatch.setattr(auto, "bfloat16_pays", lambda gpt, windows: True)
 
 
 def from_a_gpu(path: Path, to: Path) -> None:
     """A checkpoint of a run as if a GPU had trained it, and its config.yaml."""
     checkpoint = load(path)
-    for old, new in (("accelerator: cpu", "accelerator: cuda"), ("compile: false", "compile: true")):
-        checkpoint["config"] = checkpoint["config"].replace(old, new)
+    for name, old, new in (
+        ("accelerator", "cpu", "cuda"),
+        ("compile", "false", "true"),
+        ("precision", "32-true", "bf16-mixed"),
+    ):
+        checkpoint["config"] = checkpoint["config"].replace(f"{name}: {old}", f"{name}: {new}")
     checkpoint["machine"] = {"device": "cuda", "name": "NVIDIA T4", "torch": str(torch.__version__)}
     torch.save(checkpoint, to)
     to.with_suffix(".yaml").write_text(checkpoint["config"])
@@ -42,9 +49,9 @@ def test_what_was_asked_for_is_kept_beside_what_it_became(
     able(monkeypatch, bfloat16=True)
     assert cli("fit", *small(text_file), *LEFT)[0] == 0
     written = settings(RUN)
-    assert written["auto"] == [*auto.NAMES]
+    assert written["auto"] == [*auto.NAMES[:-1]]
     assert (written["trainer"]["accelerator"], written["trainer"]["devices"]) == ("cpu", 1)
-    assert (written["trainer"]["precision"], written["compile"]) == ("bf16-mixed", False)
+    assert written["trainer"]["precision"] == "bf16-mixed"
     assert load(LAST)["machine"]["device"] == "cpu"
     code, out, err = cli("validate")  # on the same machine: nothing to report
     assert (code, "NOTE" in out + err) == (0, False)
@@ -67,7 +74,7 @@ def test_a_machine_without_bfloat16_is_not_bound_to_it(
     assert "changed: trainer.precision" not in out
     if verb in ("fit", "repeat"):
         assert "on cpu in 32-true" in out
-        assert settings(RUN if verb == "fit" else RUN.with_name("version_1"))["auto"] == [*auto.NAMES]
+        assert settings(RUN if verb == "fit" else RUN.with_name("version_1"))["auto"] == [*auto.NAMES[:-1]]
 
 
 def test_a_repeat_has_what_the_run_had_where_the_machine_does_it(
@@ -89,10 +96,9 @@ def test_a_repeat_has_what_the_run_had_where_the_machine_does_it(
 
 
 def test_on_another_device_all_is_chosen_again(cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    able(monkeypatch, bfloat16=True)
-    assert cli("fit", *small(text_file), *LEFT)[0] == 0
-    from_a_gpu(LAST, Path("gpu.ckpt"))
     able(monkeypatch, bfloat16=False)
+    assert cli("fit", *small(text_file), *LEFT, "--compile=auto")[0] == 0
+    from_a_gpu(LAST, Path("gpu.ckpt"))
     device = "NOTE: trainer.accelerator is left to the machine: cpu here, cuda in the run before"
     precision = "NOTE: trainer.precision is left to the machine: 32-true here, bf16-mixed in the run before"
     compiled = "NOTE: compile is left to the machine: False here, True in the run before"
@@ -108,6 +114,36 @@ def test_on_another_device_all_is_chosen_again(cli: Run, text_file: Path, monkey
         assert ("NOTE: from here on the bits are not those of a run left alone: device cuda -> cpu" in out) is (
             words[0] == "--ckpt_path=gpu.ckpt"
         )
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_processor_takes_bfloat16_where_this_network_gains_by_it(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    """At the size of small.yaml a step in bfloat16 takes longer, whatever instructions the processor has."""
+    able(monkeypatch, bfloat16=True)
+    monkeypatch.setattr(auto, "bfloat16_pays", lambda gpt, windows: pays)
+    code, out, _ = cli("fit", *small(text_file), *LEFT)
+    assert code == 0
+    assert ("NOTE: float32, since a network of this size is no faster in bfloat16 on this cpu" in out) is not pays
+    assert f"on cpu in {'bf16-mixed' if pays else '32-true'}" in out
+    monkeypatch.setattr(auto, "bfloat16_pays", lambda gpt, windows: not pays)
+    code, out, _ = cli("fit", "--ckpt_path=last", "--trainer.max_steps=11")
+    assert code == 0
+    assert ("NOTE: trainer.precision is 32-true, as in the run before" in out) is not pays
+    assert f"on cpu in {'bf16-mixed' if pays else '32-true'}" in out, "a run keeps its precision"
+
+
+def test_a_measurement_of_bfloat16_leaves_random_numbers_alone_and_takes_no_time() -> None:
+    """A network with channels beyond count is refused later, in words, and not here by its memory."""
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert auto.bfloat16_pays(GPTConfig(n_embd=6_000_000), windows=64)
+    start = time.perf_counter()
+    assert auto.bfloat16_pays(GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), windows=2) in (True, False)
+    assert time.perf_counter() - start < 2
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_other_threads_are_reported_when_a_run_resumes(cli: Run, text_file: Path) -> None:

@@ -146,7 +146,8 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
         raise ValueError(plain(str(error))) from error
     before = before if start.resumed else None
     device = start.resumed.content.get("machine", {}).get("device") if start.resumed else None
-    notes = settle(config, NAMES if verb == "fit" else NAMES[:-1], args, before or config, device, kind)
+    names = NAMES if verb == "fit" else NAMES[:-1]
+    notes = settle(config, chosen.model.gpt, names, args, before or config, device, kind)
     for settings in filter(None, (before, config)):
         settings.trainer.precision = choose_precision(settings.trainer.precision, kind)
     _check_together(config)

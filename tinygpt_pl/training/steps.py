@@ -1,11 +1,14 @@
 """What surrounds each optimizer step: the seed of its dropout, its compilation, and how it is guarded on a GPU."""
 
 import time
+import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.optim import Optimizer
 
 from tinygpt_pl.data import TextDataModule
@@ -65,7 +68,10 @@ class DeferredGuard(Callback):
 
 
 class Compilation(Callback):
-    """Compiles the model for the training step; if that fails, the run trains uncompiled and says so."""
+    """Compiles a block of the network for the training step; if that fails, the run trains uncompiled and says so.
+
+    All blocks are alike, so that one is compiled for all of them.
+    """
 
     def __init__(self, data: TextDataModule) -> None:
         self.data = data
@@ -73,18 +79,20 @@ class Compilation(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compile now, not in the middle of the first step, so that its time is seen and its failure caught."""
         assert isinstance(pl_module, TinyGPT)
-        gpt, batch, start = pl_module.gpt, next(iter(self.data.train_dataloader())), time.perf_counter()
-        # A function around the model keeps the names of its parameters, and the hooks of its calls.
-        compiled = torch.compile(lambda idx, targets: gpt(idx, targets), dynamic=False)
+        batch, start = next(iter(self.data.train_dataloader())), time.perf_counter()
+        for block in pl_module.gpt.h:
+            compile_for_training(block)
         try:
-            with trainer.precision_plugin.forward_context():
-                _, loss = compiled(*batch)
+            with trainer.precision_plugin.forward_context(), warnings.catch_warnings():
+                # Of the compiler itself, which looks for the gradient of what the block before has put out.
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+                _, loss = pl_module.gpt(*batch)
             loss.backward()  # is compiled when it first runs
         except Exception as error:  # of dynamo, inductor or a C++ compiler
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             message = f"NOTE: not compiled, since that failed: {reason[:200]}"
+            self.on_fit_end(trainer, pl_module)
         else:
-            pl_module.compiled = compiled
             message = f"compiled in {time.perf_counter() - start:.0f}s"
         pl_module.zero_grad()  # the step was none
         if trainer.is_global_zero:
@@ -93,4 +101,17 @@ class Compilation(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the module as it was."""
         assert isinstance(pl_module, TinyGPT)
-        pl_module.compiled = None
+        for block in pl_module.gpt.h:
+            vars(block).pop("forward", None)
+
+
+def compile_for_training(module: nn.Module) -> None:
+    """Have a module compute in training what torch's compiler makes of it; evaluations have batches of other shapes.
+
+    The names of its parameters and the hooks of its calls stay, for its class stays.
+    """
+    forward = module.forward
+    # On a processor the compiler would draw the keys of a dropout anew beside each element that they hash.
+    options: dict[str, Any] = {"fallback_random": next(module.parameters()).device.type == "cpu"}
+    compiled = torch.compile(forward, dynamic=False, options=options)
+    vars(module)["forward"] = lambda *inputs: (compiled if module.training else forward)(*inputs)
