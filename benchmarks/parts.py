@@ -18,7 +18,7 @@ from torch import nn
 from tinygpt_pl.gpt import GPT, CausalSelfAttention, Dropout, GPTConfig
 from tinygpt_pl.optim import OptimConfig, configure_optimizer
 from tinygpt_pl.system.machine import keep_freed_memory, multiplies_bf16
-from tinygpt_pl.training.steps import compile_for_training
+from tinygpt_pl.training.steps import compiled_forward, put_in_place
 from tinygpt_pl.training.trainer import Unprofiled
 from tinygpt_pl.windows import gather
 
@@ -77,8 +77,8 @@ def modern_step(*, compiled: bool) -> Work:
     """Forward and backward of a step of configs/modern.yaml in bfloat16."""
     parts = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "bias": False}
     network = GPT(GPTConfig(attn_dropout=0.0, **parts))  # type: ignore[arg-type]  # of several types
-    for block in network.h if compiled else ():
-        compile_for_training(block)
+    if compiled:
+        put_in_place({block: compiled_forward(block) for block in network.h})
     step = training_step(network)
 
     def half() -> None:

@@ -21,7 +21,7 @@ from tinygpt_pl.gpt import (
     rotate,
     rotations,
 )
-from tinygpt_pl.training.steps import compile_for_training
+from tinygpt_pl.training.steps import compiled_forward, put_in_place, take_away
 
 SMALL = GPTConfig(vocab_size=11, block_size=12, n_layer=2, n_head=3, n_embd=24, dropout=0.0)
 
@@ -306,8 +306,8 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_the_others(
     """At the channels of a head and the tokens of base.yaml: the compiler makes other code for other sizes."""
     size: dict[str, Any] = {"block_size": 256, "n_embd": 192, "n_layer": 2}
     plain, compiled = small(**changes, **size).train(), small(**changes, **size).train()
-    for block in compiled.h:
-        compile_for_training(block)
+    forwards = {block: compiled_forward(block) for block in compiled.h}
+    put_in_place(forwards)
     idx = torch.randint(11, (3, 257))
     for model in (plain, compiled):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
@@ -320,6 +320,7 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_the_others(
         assert q.grad is not None
         assert (p.grad - q.grad).norm() < within * p.grad.norm(), name
     assert plain.state_dict().keys() == compiled.state_dict().keys()
+    take_away(forwards)
     torch.testing.assert_close(compiled.eval()(idx[:, :256])[0], plain.eval()(idx[:, :256])[0])
 
 

@@ -371,7 +371,7 @@ def test_a_ceiling_that_is_given_is_what_mfu_refers_to(cli: Run, text_file: Path
 def test_a_compiled_run_is_the_same_run(cli: Run, text_file: Path) -> None:
     """Needs a C++ compiler; checkpoints have the names of a network that was never compiled."""
     plain = table(cli("fit", *small(text_file))[1])
-    code, out, _ = cli("fit", *small(text_file), "--compile=true")
+    code, out, _ = cli("fit", *small(text_file), "--compile=true", "--print_samples=true")
     assert code == 0
     assert re.search(r"^compiled in \d+s$", out, re.MULTILINE)
     for row, expected in zip(table(out), plain, strict=True):

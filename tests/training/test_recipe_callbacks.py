@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.small_runs import RUN, Fitted, Run, assert_same, outcome, small, three_lines
-from tinygpt_pl import RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
+from tinygpt_pl import GPTConfig, RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
+from tinygpt_pl.generation.decoding import is_written_out
 from tinygpt_pl.training.averaging import Averaging
 from tinygpt_pl.training.evaluation import Evaluation, Samples
 from tinygpt_pl.training.recipe import ORDER, check_order
@@ -122,3 +123,36 @@ def test_a_callback_with_an_enumeration_among_its_defaults_is_written_down(cli: 
     written = yaml.safe_load((RUN / "config.yaml").read_text())
     assert written["trainer"]["callbacks"]["init_args"]["interval"] == "step"
     assert cli("fit", "--config", str(RUN / "config.yaml"))[0] == 0
+
+
+class Watcher(pl.Callback):
+    """Sees how the blocks compute in steps and while samples are drawn."""
+
+    def __init__(self) -> None:
+        self.steps: list[bool] = []
+        self.evaluations: list[bool] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        assert isinstance(pl_module, TinyGPT)
+        self.steps.append(all("forward" in vars(block) for block in pl_module.gpt.h))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TinyGPT)
+        self.evaluations.append(is_written_out(pl_module.gpt))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch's compiler itself
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_compiled_block_is_for_steps_and_samples_are_drawn_with_a_cache(
+    fitted: Fitted, tmp_path: Path, data: TextDataModule
+) -> None:
+    """A block with a forward of its own would be run over the whole window for each token of a sample."""
+    fitted("alone")
+    run, text = RunConfig(compile=True, eval_interval=2), Path("alone/config.yaml").read_text()
+    watcher, module = Watcher(), TinyGPT(GPTConfig(data.tokenizer.vocab_size, 8, 2, 2, 16), tokenizer=data.tokenizer)
+    callbacks = [*recipe_callbacks(tmp_path, data, run, settings=text, progress_bar=False)]
+    make_trainer(callbacks, callbacks=[watcher], accelerator="cpu", max_steps=4).fit(module, data)
+    assert watcher.steps == [True] * 4
+    assert watcher.evaluations == [True] * 3
+    assert is_written_out(module.gpt)

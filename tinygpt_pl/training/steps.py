@@ -2,13 +2,14 @@
 
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tinygpt_pl.data import TextDataModule
@@ -70,48 +71,66 @@ class DeferredGuard(Callback):
 class Compilation(Callback):
     """Compiles a block of the network for the training step; if that fails, the run trains uncompiled and says so.
 
-    All blocks are alike, so that one is compiled for all of them.
+    All blocks are alike, so that one is compiled for all of them. The compiled forward takes the place of a block's own
+    while it trains: evaluations have batches of other shapes, and samples are written by a cache of keys and values.
     """
 
     def __init__(self, data: TextDataModule) -> None:
         self.data = data
+        self.compiled: dict[nn.Module, Callable[..., Tensor]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compile now, not in the middle of the first step, so that its time is seen and its failure caught."""
         assert isinstance(pl_module, TinyGPT)
         batch, start = next(iter(self.data.train_dataloader())), time.perf_counter()
-        for block in pl_module.gpt.h:
-            compile_for_training(block)
+        self.compiled = {block: compiled_forward(block) for block in pl_module.gpt.h}
+        put_in_place(self.compiled)
         try:
             with trainer.precision_plugin.forward_context(), warnings.catch_warnings():
                 # Of the compiler itself, which looks for the gradient of what the block before has put out.
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
                 _, loss = pl_module.gpt(*batch)
             loss.backward()  # is compiled when it first runs
+            message = f"compiled in {time.perf_counter() - start:.0f}s"
         except Exception as error:  # of dynamo, inductor or a C++ compiler
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             message = f"NOTE: not compiled, since that failed: {reason[:200]}"
             self.on_fit_end(trainer, pl_module)
-        else:
-            message = f"compiled in {time.perf_counter() - start:.0f}s"
+        take_away(self.compiled)
         pl_module.zero_grad()  # the step was none
         if trainer.is_global_zero:
             say(message)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Put the compiled forwards in place."""
+        put_in_place(self.compiled)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module as it was, until the next step."""
+        take_away(self.compiled)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the module as it was."""
-        assert isinstance(pl_module, TinyGPT)
-        for block in pl_module.gpt.h:
-            vars(block).pop("forward", None)
+        take_away(self.compiled)
+        self.compiled = {}
 
 
-def compile_for_training(module: nn.Module) -> None:
-    """Have a module compute in training what torch's compiler makes of it; evaluations have batches of other shapes.
-
-    The names of its parameters and the hooks of its calls stay, for its class stays.
-    """
-    forward = module.forward
+def compiled_forward(module: nn.Module) -> Callable[..., Tensor]:
+    """What torch's compiler makes of a module's forward, once it runs."""
     # On a processor the compiler would draw the keys of a dropout anew beside each element that they hash.
     options: dict[str, Any] = {"fallback_random": next(module.parameters()).device.type == "cpu"}
-    compiled = torch.compile(forward, dynamic=False, options=options)
-    vars(module)["forward"] = lambda *inputs: (compiled if module.training else forward)(*inputs)
+    return torch.compile(module.forward, dynamic=False, options=options)
+
+
+def put_in_place(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> None:
+    """Have modules compute something else; the names of their parameters and the hooks of their calls stay."""
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+
+
+def take_away(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> None:
+    """Have modules compute what their class does."""
+    for module in forwards:
+        vars(module).pop("forward", None)
