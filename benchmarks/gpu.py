@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --minutes 8          # stop in time, and go on with the next call
     python benchmarks/gpu.py --device cpu --options --config configs/small.yaml --trainer.max_steps 20   # to try it
 
-The stages: the recipe to its end with configs/fast.yaml; configs/modern.yaml with it, with five seeds; a step of the
+The stages: the recipe to its end with configs/fast.yaml; configs/modern.yaml with it, with several seeds; a step of the
 recipe as `fit` takes it beside the same compiled step in a bare loop; and sampling. A run that is stopped goes on from
 its last checkpoint. Everything is in one folder, results.json among it.
 """
@@ -37,7 +37,6 @@ from tinygpt_pl.training.steps import compiled_forward, put_in_place
 
 ROOT = Path(__file__).parent.parent
 LAST = Path("checkpoints/last.ckpt")
-SEEDS = range(1, 6)
 TERMINATED = 143
 LEAST = 30
 """Seconds below which no stage is begun."""
@@ -229,6 +228,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("lightning_logs/gpu"), help="of runs and results")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--minutes", type=float, default=8.0, help="time for this call; a run is stopped and saved")
+    parser.add_argument("--seeds", type=int, default=5, help="of modern.yaml")
     parser.add_argument("--steps", type=int, default=200, help="of the bare loop")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of fit, for all runs")
     args = parser.parse_args()
@@ -244,7 +244,7 @@ def main() -> None:
         run("base", "base", 1337)
         measurements.stage("step", lambda _: bare_step(folder / "base", device, args.steps))
         measurements.stage("sampling", lambda _: sampling(folder / "base", device))
-        for seed in SEEDS:
+        for seed in range(1, args.seeds + 1):
             run(f"modern-{seed}", "modern", seed)
     except OutOfTime:
         print(table(measurements.results), "\nnot done yet: give the same command again", sep="\n")

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 def test_every_stage_is_measured_once_and_the_table_has_them_all(text_file: Path, tmp_path: Path) -> None:
     options = small(text_file, trainer__max_steps=12, trainer__precision="32-true", compile="false")
-    command = [sys.executable, "benchmarks/gpu.py", "--device=cpu", f"--folder={tmp_path}", "--steps=4", "--minutes=20"]
+    words = ["--device=cpu", f"--folder={tmp_path}", "--steps=4", "--seeds=2", "--minutes=20"]
+    command = [sys.executable, "benchmarks/gpu.py", *words]
     outputs = [
         subprocess.run([*command, "--options", *options], capture_output=True, text=True, check=True) for _ in range(2)
     ]
@@ -24,9 +25,9 @@ def test_every_stage_is_measured_once_and_the_table_has_them_all(text_file: Path
     assert first == second
     assert outputs[1].stderr == "", "a stage was run twice"
     rows = re.findall(r"^\| (\S+) \| (\d\.\d{4}) \| (\d\.\d{4}) \| \d+ of 12 \| \d+\.\d \|", first, re.MULTILINE)
-    assert [row[0] for row in rows] == ["base", *(f"modern-{seed}" for seed in range(1, 6))]
-    assert len({row[1] for row in rows}) == 6, "two seeds gave the same run"
-    assert re.search(r"^modern: best \d\.\d{4} ± 0\.\d{4}, 5 seeds$", first, re.MULTILINE)
+    assert [row[0] for row in rows] == ["base", "modern-1", "modern-2"]
+    assert len({row[1] for row in rows}) == 3, "two seeds gave the same run"
+    assert re.search(r"^modern: best \d\.\d{4} ± 0\.\d{4}, 2 seeds$", first, re.MULTILINE)
     assert re.search(r"^a step in a bare loop: \d+\.\d\d ms, of fit \d+\.\d\d times that$", first, re.MULTILINE)
     assert len(re.findall(r"^sampling, (1|64) at a time: [\d,]+ tokens/s$", first, re.MULTILINE)) == 2
     assert first.endswith("all is measured\n")

@@ -135,14 +135,14 @@ def test_a_processor_takes_bfloat16_where_this_network_gains_by_it(
 
 
 def test_a_measurement_of_bfloat16_leaves_random_numbers_alone_and_takes_no_time() -> None:
-    """A network with channels beyond count is refused later, in words, and not here by its memory."""
+    """A network with channels or places beyond count is refused later, in words, and not here by its memory."""
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
     assert auto.bfloat16_pays(GPTConfig(n_embd=6_000_000), windows=64)
     start = time.perf_counter()
-    assert auto.bfloat16_pays(GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), windows=2) in (True, False)
-    assert time.perf_counter() - start < 2
+    assert auto.bfloat16_pays(GPTConfig(block_size=10**12, n_layer=1, n_head=2, n_embd=16), windows=2) in (True, False)
+    assert time.perf_counter() - start < 4
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -106,7 +106,7 @@ def bfloat16_pays(gpt: GPTConfig, windows: int) -> bool:
     T = min(gpt.block_size, 1024)
     keep_freed_memory()  # as the run will
     with torch.random.fork_rng(devices=[]):
-        network = GPT(replace(gpt, n_layer=1, vocab_size=2)).train()
+        network = GPT(replace(gpt, n_layer=1, vocab_size=2, block_size=T)).train()
         idx = torch.zeros(max(1, min(windows, 2048 // T)), T, dtype=torch.int64)  # (B, T)
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(5):
