@@ -1,7 +1,7 @@
 """Muon for the matrices inside the network, in one optimizer with AdamW for the rest. It knows no trainer and no text.
 
 torch.optim.Muon does the same a matrix at a time and always in bfloat16, which a processor without instructions for it
-does in software: some twenty times slower at the size of cpu.yaml (docs/modern.md). Matrices of one shape go together
+does in software: some thirty times slower at the size of cpu.yaml (docs/modern.md). Matrices of one shape go together
 here, in bfloat16 where the network's own products are, too.
 """
 

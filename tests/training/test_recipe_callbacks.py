@@ -125,6 +125,14 @@ def test_a_callback_with_an_enumeration_among_its_defaults_is_written_down(cli: 
     assert cli("fit", "--config", str(RUN / "config.yaml"))[0] == 0
 
 
+class Failing(pl.Callback):
+    """Fails in the middle of a run."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == 2:
+            raise KeyError("in the second step")
+
+
 class Watcher(pl.Callback):
     """Sees how the blocks compute in steps and while samples are drawn."""
 
@@ -156,3 +164,7 @@ def test_a_compiled_block_is_for_steps_and_samples_are_drawn_with_a_cache(
     assert watcher.steps == [True] * 4
     assert watcher.evaluations == [True] * 3
     assert is_written_out(module.gpt)
+    callbacks = [*recipe_callbacks(tmp_path, data, run, settings=text, progress_bar=False)]
+    with pytest.raises(KeyError, match="in the second step"):
+        make_trainer(callbacks, callbacks=[Failing()], accelerator="cpu", max_steps=4).fit(module, data)
+    assert is_written_out(module.gpt), "what failed is as it was"

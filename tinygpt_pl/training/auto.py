@@ -98,8 +98,8 @@ def _is_native(name: str, old: Any, kind: str, config: Namespace) -> bool:
 def bfloat16_pays(gpt: GPTConfig, windows: int) -> bool:
     """Whether a block of this shape trains faster in bfloat16 than in float32 on this processor, by a tenth or more.
 
-    Where it has the instructions, its products do; but in small networks turning numbers into bfloat16 and back takes
-    longer than that saves. Both take turns on at most 2048 tokens, a second or two in all.
+    Products are faster where there are instructions for bfloat16; but in a small network turning numbers into bfloat16
+    and back takes longer than that saves. Both take turns on at most 2048 tokens, a second or two in all.
     """
     if gpt.n_embd >= LARGE:
         return True

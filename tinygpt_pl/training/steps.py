@@ -83,9 +83,9 @@ class Compilation(Callback):
         """Compile now, not in the middle of the first step, so that its time is seen and its failure caught."""
         assert isinstance(pl_module, TinyGPT)
         batch, start = next(iter(self.data.train_dataloader())), time.perf_counter()
-        self.compiled = {block: compiled_forward(block) for block in pl_module.gpt.h}
-        put_in_place(self.compiled)
         try:
+            self.compiled = {block: compiled_forward(block) for block in pl_module.gpt.h}
+            put_in_place(self.compiled)
             with trainer.precision_plugin.forward_context(), warnings.catch_warnings():
                 # Of the compiler itself, which looks for the gradient of what the block before has put out.
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
@@ -115,6 +115,10 @@ class Compilation(Callback):
         """Leave the module as it was."""
         take_away(self.compiled)
         self.compiled = {}
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was, after a run that failed or was stopped, too."""
+        self.on_fit_end(trainer, pl_module)
 
 
 def compiled_forward(module: nn.Module) -> Callable[..., Tensor]:
