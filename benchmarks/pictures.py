@@ -1,9 +1,10 @@
-"""Small pictures of loss curves, healthy and ill, for docs/reading-the-curve.md: each of a run that is made for it.
+"""Small pictures of loss curves: healthy and ill runs, each made for docs/reading-the-curve.md, and the reference runs.
 
     python benchmarks/pictures.py
 
 A run takes one to two minutes on two cores. For each a picture is drawn into docs/curves, and what `diagnose` says of
-it is printed as Markdown. With --runs FOLDER the runs stay there, and those that are there already are drawn again.
+it is printed as Markdown. With --runs FOLDER the runs stay there, and those that are there already are drawn again. The
+runs lightning_logs/reference-* are drawn for docs/results.md; `--only` without a name draws these alone.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 from tinygpt_pl.insight.charts import MARKERS, loss, svg
 from tinygpt_pl.insight.history import History, read_history
 
-CURVES = Path(__file__).parent.parent / "docs" / "curves"
+ROOT = Path(__file__).parent.parent
+CURVES = ROOT / "docs" / "curves"
 
 COMMON = "--config configs/small.yaml --trainer.max_steps 1000 --eval_interval 100 --trainer.log_every_n_steps 10"
 
@@ -100,7 +102,7 @@ def make(name: str, options: str, folder: Path) -> Path:
     run_dir = folder / name
     if not run_dir.exists():
         words = [sys.executable, *shlex.split(command(options))[1:], "--run_dir", str(run_dir)]
-        done = subprocess.run(words, stdout=subprocess.DEVNULL, cwd=CURVES.parent.parent)
+        done = subprocess.run(words, stdout=subprocess.DEVNULL, cwd=ROOT)
         if done.returncode not in (0, 1):  # 1 is a run that stopped itself
             raise RuntimeError(f"{words} ended with {done.returncode}")
     return run_dir
@@ -113,7 +115,7 @@ def diagnosis(run_dir: Path) -> str:
         RuntimeError: if it fails.
     """
     words = [sys.executable, "-m", "tinygpt_pl", "diagnose", str(run_dir)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=CURVES.parent.parent)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode not in (0, 3):  # neither healthy nor ill
         raise RuntimeError(f"diagnose ended with {done.returncode}")
     lines = done.stdout.strip().replace(f"{run_dir}: ", "", 1).splitlines()
@@ -123,20 +125,27 @@ def diagnosis(run_dir: Path) -> str:
     )
 
 
+def draw(run_dir: Path) -> None:
+    """Draw a run into the folder of pictures, under its own name."""
+    (CURVES / f"{run_dir.name}.svg").write_text(picture(read_history(run_dir)), encoding="utf-8")
+
+
 def main() -> None:
     """Make the runs and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="folder in which the runs stay")
-    parser.add_argument("--only", nargs="+", choices=[name for name, _, _ in RUNS], help="leave the others out")
+    parser.add_argument("--only", nargs="*", choices=[name for name, _, _ in RUNS], help="leave the others out")
     args = parser.parse_args()
     CURVES.mkdir(exist_ok=True)
+    for run_dir in ROOT.glob("lightning_logs/reference-*"):
+        draw(run_dir)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.runs or Path(temporary)).absolute()
         for name, title, options in RUNS:
-            if args.only and name not in args.only:
+            if args.only is not None and name not in args.only:
                 continue
             run_dir = make(name, options, folder)
-            (CURVES / f"{name}.svg").write_text(picture(read_history(run_dir)), encoding="utf-8")
+            draw(run_dir)
             print(f"### {title}\n\n```\n{typed(command(options))}\n```\n", flush=True)
             print(f"```text\n{diagnosis(run_dir)}\n```\n", flush=True)
 

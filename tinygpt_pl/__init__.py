@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinygpt_pl.data import TextDataModule as TextDataModule
+    from tinygpt_pl.generation.ensemble import Ensemble as Ensemble
     from tinygpt_pl.generation.sampling import generate as generate
     from tinygpt_pl.gpt import GPT as GPT
     from tinygpt_pl.gpt import GPTConfig as GPTConfig
@@ -21,6 +22,7 @@ __version__ = version("tinygpt_pl")
 
 _MODULES = {
     "CharTokenizer": "text.tokenizer",
+    "Ensemble": "generation.ensemble",
     "GPT": "gpt",
     "GPTConfig": "gpt",
     "OptimConfig": "optim",

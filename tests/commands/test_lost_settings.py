@@ -32,6 +32,9 @@ FILES = {
     "loop.yaml": "config: loop.yaml\n",
     "there.yaml": "config: back.yaml\n",
     "back.yaml": "config: there.yaml\n",
+    "below.yaml": "data:\n  batch_size: 3\n  eval_iters: 4\ntrainer:\n  gradient_clip_val: null\n  max_steps: 7\n",
+    "above.yaml": "config: below.yaml\ndata:\n  eval_iters: 5\ntrainer:\n  max_steps: 9\n",
+    "nowhere.yaml": "config: nowhere\n",
     "tag.yaml": "eval_interval: !!python/object/apply:os.getpid [1]\n",
     "two.yaml": "eval_interval: 1\n---\neval_interval: 2\n",
     "circle.yaml": "eval_interval: &a [*a]\n",
@@ -81,6 +84,9 @@ def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_n
         ("--sample_tokens 99999999999999999999", "sample_tokens has to be below"),
         ("--config=loop.yaml", "loop.yaml builds on itself"),
         ("--config=there.yaml", "there.yaml builds on itself"),
+        ("--config=nowhere.yaml", "must be a file or one of .*; got nowhere"),
+        ("--config={config:␣loop.yaml}", "loop.yaml builds on itself"),
+        (f"--config={{data:␣{{corpus:␣{'a' * 300}}}}}", f"{'a' * 300}"),
         ("--config=tag.yaml", "tag.yaml: could not determine a constructor for the tag .* in line 1"),
         ("--config=two.yaml", "two.yaml: expected a single document .* but found another document in line 2"),
         ("--config=circle.yaml", "circle.yaml: eval_interval contains itself"),
@@ -125,6 +131,20 @@ def test_an_option_that_is_given_twice_is_named(cli: Run, words: str, named: str
 )
 def test_what_may_be_repeated_is_not_named(words: str) -> None:
     assert repeated(words.split()) == []
+
+
+@pytest.mark.parametrize("folder", [".", "sub"])
+def test_a_file_builds_on_another_setting_by_setting(folder: str) -> None:
+    """jsonargparse replaces a group, such as trainer, by that of the later file: what only the earlier has was lost."""
+    top = Path(folder) / "top.yaml"
+    top.parent.mkdir(exist_ok=True)
+    top.write_text(f"config: {'../' if folder == 'sub' else ''}above.yaml\neval_interval: 3\n")
+    built, _ = read_settings("fit", ["--config", str(top)])
+    inline, _ = read_settings("fit", ["--config", "{config: above.yaml, eval_interval: 3}"])
+    stacked, _ = read_settings("fit", ["--config=below.yaml", "--config=above.yaml", "--eval_interval=3"])
+    for settings in (built, inline, stacked):
+        assert (settings.data["batch_size"], settings.data["eval_iters"], settings.run.eval_interval) == (3, 5, 3)
+        assert (settings.trainer["gradient_clip_val"], settings.trainer["max_steps"]) == (None, 9)
 
 
 def test_options_and_files_that_agree_may_come_in_any_order() -> None:

@@ -21,7 +21,9 @@ SYMPTOMS = "".join(
 )
 FINDINGS = re.findall(r'Finding\(\s*"([^"]+)"', SYMPTOMS)
 COMMANDS = re.findall(r"^(python -m tinygpt_pl fit .*)$", PAGE.replace(" \\\n   ", ""), re.MULTILINE)
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 PICTURES = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", PAGE)
+REFERENCES = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", RESULTS)
 
 
 def test_every_finding_has_a_row() -> None:
@@ -76,8 +78,10 @@ def alone(text: str) -> None:
 def test_the_pictures_stand_alone() -> None:
     folder = ROOT / "docs"
     assert sorted(path for _, path in PICTURES) == sorted(f"curves/{name}.svg" for name, _, _ in RUNS)
-    assert {folder / path for _, path in PICTURES} == set((folder / "curves").iterdir())
-    for words, path in PICTURES:
+    runs = {run.name for run in (ROOT / "lightning_logs").glob("reference-*")}
+    assert {path for _, path in REFERENCES} == {f"curves/{run}.svg" for run in runs}
+    assert {folder / path for _, path in PICTURES + REFERENCES} == set((folder / "curves").iterdir())
+    for words, path in PICTURES + REFERENCES:
         assert len(words) > 20
         alone(Path(folder / path).read_text(encoding="utf-8"))
 

@@ -16,6 +16,7 @@ from jsonargparse import set_parsing_settings
 from torch import Tensor
 from tqdm import tqdm
 
+from tinygpt_pl.commands.ensemble import read_ensemble
 from tinygpt_pl.commands.outcome import Work
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.generation.sampling import SamplingConfig, stream
@@ -41,6 +42,7 @@ def build_parser() -> Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser.of("generate")
     parser.add_checkpoint()
+    parser.add_ensemble()
     parser.add_argument("--prompt", type=str, default="", help="text to go on from; it is part of the output")
     parser.add_argument("--prompt_file", type=str | None, help="a file to read it from; - for the standard input")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="tokens to draw for each sample")
@@ -80,13 +82,14 @@ def generate_text(args: Sequence[str], work: Work) -> None:
     prompt = prompt_of(config.prompt, config.prompt_file)
     checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
     gpt, tokenizer = load_network(checkpoint)
+    gpt, name = read_ensemble(checkpoint, gpt, config.ensemble)
     idx = prompt_ids(prompt, tokenizer).expand(config.num_samples, -1)  # (B, T)
     seed = secrets.randbits(32) if config.seed is None else config.seed
     device = find_device(config.accelerator)
     tokens = stream(gpt.to(device), idx, sampling, seed=seed, exact_window=config.exact_window)
 
     work.begin()
-    print(f"{checkpoint.path}, iteration {checkpoint.iteration}; seed {seed}", file=sys.stderr)
+    print(f"{name}, iteration {checkpoint.iteration}; seed {seed}", file=sys.stderr)
     T, size = idx.size(1), gpt.config.block_size
     if T > size:
         print(f"NOTE: the network sees the last {size} of the prompt's {T} {tokenizer.unit}s", file=sys.stderr)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -41,9 +41,6 @@ class Parser(ArgumentParser):
     words: Sequence[str] = ()
     """Those that are being parsed."""
 
-    files: ClassVar[list[Path]] = []
-    """Files of settings that are being read, each building on the next."""
-
     @classmethod
     def of(cls, verb: str) -> "Parser":
         """The parser of a command, without options."""
@@ -54,6 +51,11 @@ class Parser(ArgumentParser):
         names = "last or best (of --run_dir, else of the newest run), or a file"
         self.add_argument("--ckpt_path", type=str, default="best", help=names)
         self.add_argument("--run_dir", type=str | None, help="folder of the run; the newest one if left out")
+
+    def add_ensemble(self) -> None:
+        """Add the option that has several checkpoints evaluated or sampled as one."""
+        usage = "further checkpoints with the same vocabulary and window; the probabilities of all are averaged"
+        self.add_argument("--ensemble", type=str, nargs="+", default=[], metavar="CKPT", help=usage)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: Namespace | None = None, **how: Any
@@ -75,16 +77,9 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, **how: Any) -> Namespace:
         """Parse a file of settings, which is in UTF-8 wherever this runs; the system's own encoding may be another."""
         file = Path_fr(path)
-        place = Path(file.absolute)
-        if place in self.files:
-            raise ValueError(f"{path} builds on itself, by its config")
-        text = decode_utf8(place.read_bytes(), str(path))
-        self.files.append(place)
-        try:
-            with file.relative_path_context():  # for files that it builds on
-                config: Namespace = self.parse_string(text, str(path), **how)
-        finally:
-            self.files.pop()
+        text = decode_utf8(Path(file.absolute).read_bytes(), str(path))
+        with file.relative_path_context():  # for files that it names
+            config: Namespace = self.parse_string(text, str(path), **how)
         return config
 
     def print_help(self, file: Any = None, **how: Any) -> None:

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 
 import lightning.pytorch as pl
 
+from tinygpt_pl.commands.ensemble import read_ensemble
 from tinygpt_pl.commands.fit import load_data, make_module
 from tinygpt_pl.commands.outcome import Work
 from tinygpt_pl.commands.settings import read_settings
@@ -20,18 +21,18 @@ from tinygpt_pl.training.trainer import check_split, lightning_running, make_tra
 
 def validate(args: Sequence[str], work: Work) -> None:
     """Print the line of the table again."""
-    checkpoint, module, data, trainer = _prepare("validate", args)
+    checkpoint, module, data, trainer, name = _prepare("validate", args)
     work.begin(trainer)
     with redirect_stdout(sys.stderr), lightning_running(trainer):  # Lightning prints its bar to the output
         trainer.validate(module, data, verbose=False)
     train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
     if trainer.is_global_zero:
-        say(f"iter {checkpoint.iteration} | train {train:.4f} | val {val:.4f} | {checkpoint.path}")
+        say(f"iter {checkpoint.iteration} | train {train:.4f} | val {val:.4f} | {name}")
 
 
 def test(args: Sequence[str], work: Work) -> None:
     """Print the loss over the whole validation split in the units of the field, and what part of the text that is."""
-    checkpoint, module, data, trainer = _prepare("test", args)
+    checkpoint, module, data, trainer, name = _prepare("test", args)
     work.begin(trainer)
     with redirect_stdout(sys.stderr), lightning_running(trainer):
         trainer.test(module, data, verbose=False)
@@ -44,14 +45,14 @@ def test(args: Sequence[str], work: Work) -> None:
     if trainer.is_global_zero:
         say(
             f"iter {checkpoint.iteration} | {tokens:,} tokens of {data.corpus_name}, {part} its {total:,} characters "
-            f"({100 * scored / total:.3g}%) | {checkpoint.path}",
+            f"({100 * scored / total:.3g}%) | {name}",
             f"{nats:.4f} nats and {bits:.4f} bits per {unit} | perplexity {math.exp(nats):.4f} "
             f"| average probability {math.exp(-nats):.4f} | bits: {', '.join(others)}",
             "to score all of this text: --data.val_fraction 1" if other else "",
         )
 
 
-def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextDataModule, pl.Trainer]:
+def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextDataModule, pl.Trainer, str]:
     quieten()
     settings, start = read_settings(verb, args)
     print(*settings.notes, sep="\n", end="\n" if settings.notes else "", file=sys.stderr)
@@ -59,9 +60,10 @@ def _prepare(verb: str, args: Sequence[str]) -> tuple[Checkpoint, TinyGPT, TextD
     data = load_data(settings, start, verb)
     module = make_module(settings, data, start)
     module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
+    module.gpt, name = read_ensemble(start.checkpoint, module.gpt, settings.config.get("ensemble", []))
     known, before = start.checkpoint.content["corpus"]["sha256"], settings.before
     if before and before.data.corpus == settings.config.data.corpus and known != data.corpus_sha256:
         warn(f"{data.corpus_name} has changed since the run was trained on it: the losses do not compare")
     trainer = make_trainer(**settings.trainer)
     check_split(data, trainer, whole=verb == "test")
-    return start.checkpoint, module, data, trainer
+    return start.checkpoint, module, data, trainer, name

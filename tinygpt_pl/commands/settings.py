@@ -18,7 +18,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.commands import strict_yaml
-from tinygpt_pl.commands.configs import find_config
+from tinygpt_pl.commands.configs import StackedFiles, find_config
 from tinygpt_pl.commands.parser import Parser, plain
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
@@ -90,7 +90,7 @@ def build_parser(verb: str) -> Parser:
     strict_yaml.use()
     parser = Parser.of(verb)
     files = "a YAML file, or the name of a shipped one such as base or cpu; repeatable, later ones win"
-    parser.add_argument("-c", "--config", action="config", type=find_config, help=files)
+    parser.add_argument("-c", "--config", action=StackedFiles, type=find_config, help=files)
     parser.add_class_arguments(RunConfig)
     parser.add_argument(
         "--ckpt_path",
@@ -98,6 +98,8 @@ def build_parser(verb: str) -> Parser:
         default=None if verb == "fit" else "best",
         help="last or best (of --run_dir, else of the newest run), or a file",
     )
+    if verb == "test":
+        parser.add_ensemble()
     parser.add_argument(
         "--init_from", type=str | None, help="a checkpoint whose weights and vocabulary a new run starts from"
     )

@@ -70,9 +70,12 @@ def load(text: str, path: str = "") -> Any:
     if path:
         _check_file(tree, where)
     try:
-        return _load(text)
+        content = _load(text)
     except yaml.MarkedYAMLError as error:
         raise _named(error, where) from None
+    if path:
+        content.pop("config", None)  # which has been applied before (configs.py)
+    return content
 
 
 def _named(error: yaml.MarkedYAMLError, where: str) -> yaml.YAMLError:

@@ -4,13 +4,15 @@
 products. A model that computes something else, such as one with an attention of your own, is run by its own forward.
 """
 
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinygpt_pl.generation.ensemble import Ensemble, log_mean_probability
 from tinygpt_pl.gpt import (
     EPSILON,
     GPT,
@@ -166,6 +168,32 @@ class WholeWindow:
         return logits[:, -1]
 
 
+class EnsembleDecoder:
+    """Scores the next token by the mean of its probabilities in several models, each with a decoder of its own."""
+
+    def __init__(self, members: Sequence["AnyDecoder"]) -> None:
+        """Take decoders for the same number of windows, of one size, on one device."""
+        self.members = members
+        self.block_size: int = members[0].block_size
+        self.device: torch.device = members[0].device
+
+    @property
+    def length(self) -> int:
+        """Tokens read; may be set to a lower number, to read on from there."""
+        return self.members[0].length
+
+    @length.setter
+    def length(self, length: int) -> None:
+        for member in self.members:
+            member.length = length
+
+    def read(self, idx: Tensor) -> Tensor:
+        """Score what follows; arguments, result and error are those of `Decoder.read`."""
+        return log_mean_probability([member.read(idx) for member in self.members])
+
+
+AnyDecoder = Decoder | WholeWindow | EnsembleDecoder
+
 FORWARDS = {
     kind: kind.forward
     for kind in (GPT, Block, CausalSelfAttention, MLP, Dropout, nn.Embedding, nn.Linear, nn.LayerNorm, nn.RMSNorm)
@@ -173,8 +201,10 @@ FORWARDS = {
 """The modules that `Decoder` has written out, with what they computed when it was."""
 
 
-def decoder_of(gpt: GPT, batch_size: int) -> Decoder | WholeWindow:
-    """The faster of the two that computes what the model does."""
+def decoder_of(gpt: GPT, batch_size: int) -> AnyDecoder:
+    """The fastest decoder that computes what the model does."""
+    if isinstance(gpt, Ensemble):
+        return EnsembleDecoder([decoder_of(cast(GPT, member), batch_size) for member in gpt.members])
     return (Decoder if is_written_out(gpt) else WholeWindow)(gpt, batch_size)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinygpt_pl.generation.decoding import Decoder, WholeWindow, decoder_of
+from tinygpt_pl.generation.decoding import AnyDecoder, decoder_of
 from tinygpt_pl.gpt import GPT
 
 
@@ -138,7 +138,7 @@ def stream(
 
 
 def _stream(
-    decoder: Decoder | WholeWindow, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], kept: int
+    decoder: AnyDecoder, idx: Tensor, config: SamplingConfig, draws: Iterator[Tensor], kept: int
 ) -> Iterator[Tensor]:
     size = decoder.block_size
     unread = idx[:, -size:].to(decoder.device)
