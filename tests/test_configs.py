@@ -59,6 +59,7 @@ def test_base_is_the_recipe() -> None:
         "n_embd": 384,
         "dropout": 0.2,
         "attn_dropout": None,
+        "train_temperature": 1.0,
         "n_kv_head": None,
         "position": "learned",
         "norm": "layernorm",

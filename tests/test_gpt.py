@@ -347,6 +347,21 @@ def test_loss_is_the_mean_negative_log_probability() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_a_temperature_is_for_training_alone() -> None:
+    """The loss is that of logits divided by it; the logits themselves stay as they are, and so does evaluation."""
+    model, idx = small(train_temperature=0.8), torch.randint(11, (3, 12))
+    plain = small()
+    logits, loss = model.train()(idx, idx)
+    assert loss is not None
+    assert torch.equal(logits, plain.train()(idx)[0])
+    expected = -(logits / 0.8).log_softmax(-1).gather(-1, idx[..., None]).mean()
+    torch.testing.assert_close(loss, expected)
+    (_, evaluated), (_, alone) = model.eval()(idx, idx), plain.eval()(idx, idx)
+    assert evaluated is not None
+    assert alone is not None
+    assert torch.equal(evaluated, alone)
+
+
 def test_loss_of_a_half_precision_network_has_single_precision() -> None:
     _, loss = small().bfloat16()(*torch.randint(11, (2, 3, 12)))
     assert loss.dtype is torch.float32
@@ -424,6 +439,8 @@ def test_a_window_longer_than_the_block_is_refused() -> None:
         ({"dropout": -0.1}, r"dropout has to be in \[0, 1\), got -0.1"),
         ({"dropout": math.nan}, r"dropout has to be in \[0, 1\), got nan"),
         ({"attn_dropout": 1.0}, r"attn_dropout has to be in \[0, 1\), got 1.0"),
+        ({"train_temperature": 0.0}, "train_temperature must be positive and finite, got 0.0"),
+        ({"train_temperature": math.inf}, "train_temperature must be positive and finite, got inf"),
         ({"n_kv_head": 2}, "n_head has to be a multiple of n_kv_head, got n_head 3 and n_kv_head 2"),
         ({"n_kv_head": 0}, "n_kv_head has to be at least 1, got 0"),
         ({"position": "sine"}, "position has to be one of learned, rotary, got 'sine'"),

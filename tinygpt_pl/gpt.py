@@ -34,8 +34,8 @@ class GPTConfig:
     """The shape of the network; the defaults are the base size.
 
     Raises:
-        ValueError: for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), a part of
-            another name, or rotary positions with an odd number of channels in a head.
+        ValueError: for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), a temperature
+            that is not positive, a part of another name, or rotary positions with an odd number of channels in a head.
     """
 
     vocab_size: int = 65
@@ -52,6 +52,9 @@ class GPTConfig:
     """Share of activations dropped in training, after the embeddings, in attention and on each residual branch."""
     attn_dropout: float | None = None
     """Share of attention weights dropped in training; that of dropout if left out."""
+    train_temperature: float = 1.0
+    """Temperature of the softmax in training. It is 1 in evaluation, so that below 1 the model is less confident there:
+    a model that reads few data many times is overconfident (temperature scaling, arXiv 1706.04599)."""
     n_kv_head: int | None = None
     """Heads of keys and values, each for as many attention heads (grouped-query attention, arXiv 2305.13245); n_head if
     left out."""
@@ -80,6 +83,8 @@ class GPTConfig:
         for name in ("dropout", "attn_dropout"):
             if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} has to be in [0, 1), got {getattr(self, name)}")
+        if not 0.0 < self.train_temperature < math.inf:
+            raise ValueError(f"train_temperature must be positive and finite, got {self.train_temperature}")
         for name, kind in (("position", Position), ("norm", Norm), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
@@ -285,7 +290,8 @@ class GPT(nn.Module):
             targets: the ids that follow, (B, T).
 
         Returns:
-            The logits (B, T, V), and with targets the mean cross-entropy over all B·T of them, in nats per token.
+            The logits (B, T, V), and with targets the mean cross-entropy over all B·T of them, in nats per token; in
+            training that of logits divided by `train_temperature`.
 
         Raises:
             ValueError: if T exceeds `block_size`.
@@ -303,6 +309,8 @@ class GPT(nn.Module):
             return logits, None
         # Half-precision numbers near 4 are 0.03 apart: too coarse for a loss that is read to four digits.
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.training and self.config.train_temperature != 1.0:
+            scores = scores / self.config.train_temperature
         return logits, F.cross_entropy(scores.flatten(0, 1), targets.flatten())  # (B·T, V), (B·T,)
 
     def flops_per_token(self) -> int:

@@ -280,8 +280,12 @@ def load_network(checkpoint: Checkpoint) -> tuple[GPT, Tokenizer]:
     return gpt.eval(), checkpoint.tokenizer
 
 
+TRAINING_ONLY = {"dropout", "attn_dropout", "train_temperature"}
+"""Settings of a model that change nothing in evaluation."""
+
+
 def check_same_network(checkpoint: Checkpoint, gpt: GPTConfig) -> None:
-    """Compare the model that is asked for with that of a checkpoint; dropout may differ.
+    """Compare the model that is asked for with that of a checkpoint; what is for training alone may differ.
 
     Raises:
         ValueError: naming each difference.
@@ -290,7 +294,7 @@ def check_same_network(checkpoint: Checkpoint, gpt: GPTConfig) -> None:
     differences = [
         f"{name} is {stored[name]} in the checkpoint and {value} here"
         for name, value in asdict(gpt).items()
-        if name not in ("dropout", "attn_dropout") and stored[name] != value
+        if name not in TRAINING_ONLY and stored[name] != value
     ]
     if differences:
         raise ValueError("the checkpoint does not fit: " + "; ".join(differences))
