@@ -32,7 +32,7 @@ def find_config(given: Any) -> Any:
         return given
     if os.path.exists(given) and Path(given).is_fifo():  # the words of a command are parsed more than once
         raise UnknownConfigError(f"must be a file that can be read twice; save {given} as a file")
-    if not re.fullmatch(r"[\w-]+", given) or Path(given).is_file():
+    if not re.fullmatch(r"[\w-]+", given) or os.path.isfile(given):  # pathlib raises for a long name
         return given
     shipped = {path.stem: path for path in FOLDER.glob("*.yaml")}
     if given not in shipped:
