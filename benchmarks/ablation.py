@@ -40,6 +40,7 @@ PARTS: dict[str, list[str]] = {
     "SwiGLU": ["--model.gpt.activation=swiglu"],
     "no biases": ["--model.gpt.bias=false"],
     "half as many heads of keys and values": ["--model.gpt.n_kv_head={half_the_heads}"],
+    "vectors for pairs of tokens": ["--model.gpt.bigrams=true"],
     "Muon": ["--model.optim.optimizer=muon"],
     "wsd": ["--model.optim.schedule=wsd"],
     "wsd, falling throughout": ["--model.optim.schedule=wsd", "--model.optim.decay_share=1.0"],

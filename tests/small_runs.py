@@ -66,6 +66,7 @@ MODERN = {
     "model__gpt__activation": "swiglu",
     "model__gpt__bias": "false",
     "model__gpt__n_kv_head": 1,
+    "model__gpt__bigrams": "true",
     "model__optim__optimizer": "muon",
     "model__optim__schedule": "wsd",
     "ema_decay": 0.8,

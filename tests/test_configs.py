@@ -61,6 +61,7 @@ def test_base_is_the_recipe() -> None:
         "attn_dropout": None,
         "train_temperature": 1.0,
         "n_kv_head": None,
+        "bigrams": False,
         "position": "learned",
         "norm": "layernorm",
         "qk_norm": False,

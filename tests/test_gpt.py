@@ -26,7 +26,14 @@ from tinygpt_pl.training.steps import compiled_forward, put_in_place, take_away
 SMALL = GPTConfig(vocab_size=11, block_size=12, n_layer=2, n_head=3, n_embd=24, dropout=0.0)
 
 
-MODERN = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "n_kv_head": 1}
+MODERN = {
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "qk_norm": True,
+    "activation": "swiglu",
+    "n_kv_head": 1,
+    "bigrams": True,
+}
 
 
 def small(**changes: Any) -> GPT:
@@ -195,6 +202,7 @@ PARTS: list[list[dict[str, Any]]] = [
     [{"activation": "gelu"}, {"activation": "swiglu"}],
     [{"bias": True}, {"bias": False}],
     [{"n_kv_head": None}, {"n_kv_head": 1}],
+    [{"bigrams": False}, {"bigrams": True}],
 ]
 
 
@@ -206,6 +214,29 @@ def test_every_combination_of_parts_learns_and_has_the_parameters_that_are_count
         assert sum(p.numel() for p in model.parameters()) == parameter_count(config), config
         model(idx, idx)[1].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), config
+
+
+def test_a_pair_of_tokens_has_a_vector_beside_that_of_the_second() -> None:
+    """The first token of a window has none: what came before it is not known."""
+    model = small(bigrams=True).eval()
+    assert model.bigram is not None
+    assert model.bigram.weight.shape == (11 * 11, 24)
+    idx, read = torch.tensor([[3, 10, 3]]), []
+    model.h[0].register_forward_pre_hook(lambda _, args: read.append(args[0][0]))
+    model(idx)
+    wte, wpe, bigram = model.wte.weight, model.wpe.weight, model.bigram.weight  # type: ignore[union-attr]
+    expected = [wte[3] + wpe[0], wte[10] + wpe[1] + bigram[3 * 11 + 10], wte[3] + wpe[2] + bigram[10 * 11 + 3]]
+    torch.testing.assert_close(read[0], torch.stack(expected))
+
+
+def test_pairs_of_a_large_vocabulary_share_rows() -> None:
+    """Guards against a table of V² rows, which is 2.5 billion for GPT-2's tokens."""
+    config = replace(SMALL, vocab_size=50257, bigrams=True)
+    assert config.bigram_rows == 65536
+    assert parameter_count(config) - parameter_count(replace(config, bigrams=False)) == 65536 * 24
+    idx = torch.randint(50257, (2, 12))
+    logits, _ = GPT(config)(idx)
+    assert logits.shape == (2, 12, 50257)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

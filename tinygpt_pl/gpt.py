@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 INIT_STD = 0.02  # GPT-2, `initializer_range`
 EPSILON = 1e-5  # GPT-2, `layer_norm_epsilon`; added to a mean square before its root
 ROTARY_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2
+BIGRAM_ROWS = 2**16  # one for each pair of 256 tokens; of a larger vocabulary several pairs share one
 
 Position = Literal["learned", "rotary"]
 """A vector for each place in the window, or keys and queries turned by their place (RoPE, arXiv 2104.09864)."""
@@ -58,6 +59,9 @@ class GPTConfig:
     n_kv_head: int | None = None
     """Heads of keys and values, each for as many attention heads (grouped-query attention, arXiv 2305.13245); n_head if
     left out."""
+    bigrams: bool = False
+    """Whether a token's vector is joined by one of its own for each pair of it and the token before (of the n-grams of
+    arXiv 2501.16975, the shortest)."""
     position: Position = "learned"
     """How a token's place is known: learned, a vector for each; or rotary, keys and queries turned by it."""
     norm: Norm = "layernorm"
@@ -105,6 +109,11 @@ class GPTConfig:
     def mlp_size(self) -> int:
         """Channels inside an MLP, M: four times C, or two thirds of that for SwiGLU, which has three matrices."""
         return 4 * self.n_embd if self.activation != "swiglu" else 8 * -(-self.n_embd // 3)
+
+    @property
+    def bigram_rows(self) -> int:
+        """Rows of the embedding of pairs of tokens."""
+        return min(self.vocab_size**2, BIGRAM_ROWS) if self.bigrams else 0
 
     @property
     def joined(self) -> dict[str, tuple[int, ...]]:
@@ -172,6 +181,14 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the heads (B, H, T, D) by `rotations` (2, T, D)."""
     cos, sin = rotation.unbind()
     return (x * cos + x.roll(x.size(-1) // 2, -1) * sin).to(x.dtype)
+
+
+def pairs(idx: Tensor, vocab_size: int, rows: int) -> Tensor:
+    """The row (B, T - 1) that each token (B, T) but the first has together with the one before it.
+
+    With fewer rows than pairs it is a remainder, so that several pairs share one, as in the source of `bigrams`.
+    """
+    return (idx[:, :-1] * vocab_size + idx[:, 1:]) % rows
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
@@ -266,6 +283,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.bigram = nn.Embedding(config.bigram_rows, config.n_embd) if config.bigrams else None
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
@@ -300,6 +318,8 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"a window of {T} tokens does not fit into block_size {self.config.block_size}")
         x = self.wte(idx)  # (B, T, C)
+        if self.bigram is not None:  # the first token of a window has none
+            x = x + F.pad(self.bigram(pairs(idx, self.config.vocab_size, self.config.bigram_rows)), (0, 0, 1, 0))
         rotation = rotations(0, T, self.config.head_size, x) if self.wpe is None else None
         x = self.drop(x if self.wpe is None else x + self.wpe.weight[:T])
         for block in self.h:
@@ -319,7 +339,8 @@ class GPT(nn.Module):
         6 for each weight of a matrix product and 12·n_layer·n_embd·block_size for attention, of which the masked half
         is counted too, as is usual (PaLM, arXiv 2204.02311, appendix B).
         """
-        products = [p for name, p in self.named_parameters() if p.dim() >= 2 and not name.startswith("wpe.")]
+        looked_up = ("wpe.", "bigram.")  # as wte is, too; but that is the head besides
+        products = [p for name, p in self.named_parameters() if p.dim() >= 2 and not name.startswith(looked_up)]
         matrices = sum(p.numel() for p in products)
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 

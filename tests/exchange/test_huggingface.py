@@ -153,6 +153,7 @@ def test_an_exported_network_comes_back_with_the_same_logits(network: str) -> No
         ({"position": "rotary"}, "GPT-2 has no position rotary; its Llama or Qwen3 has no norm layernorm, no activ"),
         ({"n_kv_head": 1}, "GPT-2 has no n_kv_head 1; its Llama"),
         ({**LLAMA, "activation": "relu2"}, "no activation relu2; its Llama or Qwen3 has no activation relu2"),
+        ({"bigrams": True}, "GPT-2 has no bigrams True; its Llama or Qwen3 has no position learned"),
         ({**LLAMA, "qk_norm": True}, "Llama or Qwen3 has no qk_norm together with bias"),
     ],
 )

@@ -21,7 +21,9 @@ PARTS: list[dict[str, Any]] = [
     {"position": "rotary", "activation": "relu2", "bias": False},
     {"norm": "rmsnorm", "activation": "swiglu"},
     {"qk_norm": True},
+    {"bigrams": True},
     {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "bias": False, "n_kv_head": 1},
+    {"bigrams": True, "position": "rotary", "norm": "rmsnorm"},
 ]
 
 

@@ -16,6 +16,7 @@ NEEDS: Mapping[str, tuple[object, ...]] = {
     "norm": ("layernorm",),
     "qk_norm": (False,),
     "activation": ("gelu", "gelu_tanh"),
+    "bigrams": (False,),
 }
 """Settings that it has no choice of, and what it holds of each."""
 

@@ -15,7 +15,7 @@ from tinygpt_pl.gpt import EPSILON, INIT_STD, ROTARY_BASE, GPTConfig
 
 NAME, MODEL_TYPES = "Llama or Qwen3", ("llama", "qwen3")
 
-NEEDS = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
+NEEDS = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bigrams": False}
 """Settings that they have no choice of."""
 
 SIZES = {

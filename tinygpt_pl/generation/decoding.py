@@ -22,6 +22,7 @@ from tinygpt_pl.gpt import (
     Dropout,
     Uninitialised,
     activate,
+    pairs,
     rotate,
     rotations,
 )
@@ -91,6 +92,8 @@ class Decoder:
         self.wte = gpt.wte.weight.detach()
         self.device = self.wte.device
         self.wpe = None if gpt.wpe is None else gpt.wpe.weight.detach()
+        self.bigram = None if gpt.bigram is None else gpt.bigram.weight.detach()
+        self.window = torch.empty(batch_size, config.block_size, dtype=torch.long, device=self.device)
         self.rotations = rotations(0, config.block_size, config.head_size, self.wte) if self.wpe is None else None
         self.layers, self.ln_f = [Layer.of(block) for block in gpt.h], Affine.of(gpt.ln_f)
         shape = (config.n_layer, 2, batch_size, config.kv_heads, config.block_size, config.head_size)
@@ -115,8 +118,7 @@ class Decoder:
         if end > self.block_size:
             raise ValueError(f"a window of {end} tokens does not fit into block_size {self.block_size}")
         seen = torch.ones(T, end, dtype=torch.bool, device=idx.device).tril(past) if past and T > 1 else None
-        x = self.wte[idx] if self.wpe is None else self.wte[idx] + self.wpe[past:end]
-        x = x.view(B * T, C)
+        x = self._embedded(idx, past, end).view(B * T, C)
         rotation = None if self.rotations is None else self.rotations[:, past:end]
         new, known = self.cache[..., past:end, :].unbind(), self.cache[..., :end, :].flatten(0, 1).unbind()
         for i, layer in enumerate(self.layers):
@@ -130,6 +132,15 @@ class Decoder:
             x = x + F.linear(hidden, *layer.mlp_proj)
         self.length = end
         return self.norm(x.view(B, T, C)[:, -1], self.ln_f) @ self.wte.t()
+
+    def _embedded(self, idx: Tensor, past: int, end: int) -> Tensor:
+        """Vectors (B, T, C) of the tokens (B, T) from `past` to `end`."""
+        x = self.wte[idx] if self.wpe is None else self.wte[idx] + self.wpe[past:end]
+        if self.bigram is None:
+            return x
+        self.window[:, past:end] = idx
+        rows = pairs(self.window[:, max(past - 1, 0) : end], len(self.wte), len(self.bigram))
+        return x + F.pad(self.bigram[rows], (0, 0, 0 if past else 1, 0))
 
     def _turned(self, heads: Tensor, layer: Layer, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries (B, H, T, D), and keys and values (B, 2K, T, D), of the heads (B, H + 2K, T, D) of a layer."""
