@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.data import Coverage, TextDataModule
 from tinygpt_pl.windows import STREAMS, FixedWindows, TrainingWindows, even_pass, full_pass, gather, window_starts
 
 
@@ -69,6 +69,22 @@ def test_accumulation_changes_no_evaluation_window(text_file: Path) -> None:
     assert not torch.equal(val, train)
     assert torch.equal(val, accumulated[0])
     assert torch.equal(train, accumulated[1])
+
+
+@pytest.mark.parametrize("coverage", ["sampled", "full"])
+def test_without_a_trainer_the_loaders_give_what_a_run_reads(text_file: Path, coverage: Coverage) -> None:
+    """Guards against loaders that only a Trainer can ask: one looks at a batch before one trains."""
+    alone, held = (
+        TextDataModule(str(text_file), block_size=8, batch_size=4, eval_coverage=coverage, eval_iters=3)
+        for _ in range(2)
+    )
+    held.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    first, same = next(iter(alone.train_dataloader())), next(iter(held.train_dataloader()))
+    assert torch.equal(torch.stack(first), torch.stack(same))
+    mine, theirs = ([*data.val_dataloader(), data.test_dataloader()] for data in (alone, held))
+    for windows, others in zip(mine, theirs, strict=True):
+        assert len(windows) == len(others)
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(windows, others, strict=True))
 
 
 def test_runs_that_differ_in_their_seed_are_evaluated_on_the_same_windows(text_file: Path) -> None:

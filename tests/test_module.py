@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tests.reference import GPT_CONFIG, OPTIM, lightning_fit
+from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.module import TinyGPT, TokenMean
 from tinygpt_pl.optim import OptimConfig
 from tinygpt_pl.text.tokenizer import CharTokenizer
@@ -62,6 +64,24 @@ def test_a_mean_over_tokens_weighs_each_batch_by_its_size() -> None:
 def test_a_vocabulary_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size is 27, but the vocabulary has 2 tokens"):
         TinyGPT(GPT_CONFIG, OPTIM, CharTokenizer("ab"))
+
+
+def test_a_model_for_data_has_their_vocabulary_and_context_length(text_file: Path) -> None:
+    """Guards against a vocabulary that has to be given twice, and an IndexError where it was not."""
+    data = TextDataModule(str(text_file), block_size=12)
+    module = TinyGPT.for_data(data, GPTConfig(n_layer=1, n_head=2, n_embd=16), OPTIM)
+    config = module.gpt.config
+    assert (config.vocab_size, config.block_size, config.n_embd) == (data.tokenizer.vocab_size, 12, 16)
+    assert (module.tokenizer, module.optim) == (data.tokenizer, OPTIM)
+    _, loss = module(*next(iter(data.train_dataloader())))
+    assert loss.isfinite()
+
+
+def test_data_with_more_tokens_than_the_model_are_refused(text_file: Path) -> None:
+    data = TextDataModule(str(text_file), block_size=8, batch_size=2, eval_iters=1)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"vocab_size is 5, but the data have 27 tokens: make it by TinyGPT.for_data"):
+        trainer.fit(TinyGPT(GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=1, n_embd=8)), data)
 
 
 def test_forward_is_that_of_the_network() -> None:

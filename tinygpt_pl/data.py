@@ -3,24 +3,36 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
+import torch
 
 from tinygpt_pl.text.corpus import default_cache_dir, download_path, load_corpus
 from tinygpt_pl.text.tokenizer import SMALLEST, Kind, Tokenizer
 from tinygpt_pl.text.tokens import prepare
-from tinygpt_pl.windows import FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
+from tinygpt_pl.windows import CPU, FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
 
 Coverage = Literal["sampled", "full"]
 """What an evaluation looks at: random windows, or every token of the validation split and as many of the other."""
+
+
+class Place(NamedTuple):
+    """Where a process stands in a run; by default, alone on a CPU before the first step."""
+
+    device: torch.device = CPU
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    step: int = 0
 
 
 class TextDataModule(pl.LightningDataModule):
     """A text, its vocabulary, its two contiguous splits, and windows of them.
 
     `setup` fills `tokenizer`, `splits`, `characters`, `corpus_name`, `corpus_place`, `corpus_note`, `corpus_sha256` and
-    `tokens_per`; it runs once and needs no Trainer. The loaders do.
+    `tokens_per`; it runs once, at the latest with the first loader. Without a Trainer the loaders give what a run on a
+    CPU reads.
     """
 
     def __init__(
@@ -126,9 +138,16 @@ class TextDataModule(pl.LightningDataModule):
         self.tokens_per = {"character": len(val.ids) / val.characters, "byte": len(val.ids) / val.bytes}
 
     @property
-    def _context(self) -> pl.Trainer:
-        assert self.trainer is not None, "a Trainer has to hold the data module before it gives loaders"
-        return self.trainer
+    def _place(self) -> Place:
+        trainer = self.trainer
+        if trainer is None:
+            return Place()
+        device, accumulate = trainer.strategy.root_device, trainer.accumulate_grad_batches
+        return Place(device, trainer.global_rank, trainer.world_size, accumulate, trainer.global_step)
+
+    def _ids(self, split: str) -> Ids:
+        self.setup()
+        return self.splits[split]
 
     def windows_per_step(self, trainer: pl.Trainer) -> int:
         """Windows of an optimizer step, over all devices and micro-batches."""
@@ -142,44 +161,38 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainingWindows:
         """The windows of this device from the trainer's next optimizer step on."""
-        trainer = self._context
+        place = self._place
         return TrainingWindows(
-            self.splits["train"],
+            self._ids("train"),
             block_size=self.block_size,
             batch_size=self.batch_size,
             seed=self.seed,
-            device=trainer.strategy.root_device,
-            accumulate=trainer.accumulate_grad_batches,
-            first_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            device=place.device,
+            accumulate=place.accumulate,
+            first_step=place.step,
+            rank=place.rank,
+            world_size=place.world_size,
         )
 
     def val_dataloader(self) -> list[FixedWindows]:
         """The validation windows, then as many of the training split: the same at every evaluation."""
         if self.eval_coverage == "sampled":
             return [self._sample("val"), self._sample("train")]
-        trainer, ids = self._context, self.splits["train"]
+        place, ids = self._place, self._ids("train")
         count = math.ceil((len(self.splits["val"]) - 1) / self.block_size)
-        part = even_pass(len(ids), count, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
-        return [self.test_dataloader(), FixedWindows(ids, part, trainer.strategy.root_device)]
+        part = even_pass(len(ids), count, self.block_size, self.batch_size, place.rank, place.world_size)
+        return [self.test_dataloader(), FixedWindows(ids, part, place.device)]
 
     def _sample(self, split: str) -> FixedWindows:
-        trainer, ids = self._context, self.splits[split]
+        place, ids = self._place, self._ids(split)
         # An evaluation batch is as large as an optimizer step's, so that accumulation changes no estimate.
-        count = self.eval_iters * self.windows_per_step(trainer)
+        count = self.eval_iters * self.batch_size * place.accumulate * place.world_size
         starts = window_starts(self.eval_seed, f"eval_{split}", 0, count, len(ids) - self.block_size)
-        return FixedWindows(
-            ids,
-            [
-                (share, self.block_size)
-                for share in shares(starts, self.batch_size, trainer.global_rank, trainer.world_size)
-            ],
-            trainer.strategy.root_device,
-        )
+        batches = [(share, self.block_size) for share in shares(starts, self.batch_size, place.rank, place.world_size)]
+        return FixedWindows(ids, batches, place.device)
 
     def test_dataloader(self) -> FixedWindows:
         """The whole validation split, every token after its first a target exactly once."""
-        trainer, ids = self._context, self.splits["val"]
-        batches = full_pass(len(ids), self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
-        return FixedWindows(ids, batches, trainer.strategy.root_device)
+        place, ids = self._place, self._ids("val")
+        batches = full_pass(len(ids), self.block_size, self.batch_size, place.rank, place.world_size)
+        return FixedWindows(ids, batches, place.device)

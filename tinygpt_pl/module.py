@@ -5,7 +5,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +25,16 @@ from tinygpt_pl.text.tokenizer import Tokenizer, tokenizer_from
 from tinygpt_pl.windows import Batch
 
 Settings = TypeVar("Settings", GPTConfig, OptimConfig)
+
+
+class Text(Protocol):
+    """What a model needs to know of its data, such as a TextDataModule."""
+
+    tokenizer: Tokenizer
+    block_size: int
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the text, if that has not been done."""
 
 
 class TokenMean(Metric):
@@ -90,6 +100,32 @@ class TinyGPT(pl.LightningModule):
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
         self.step_guard = StepGuard()
+
+    @classmethod
+    def for_data(cls, data: Text, gpt: GPTConfig = GPTConfig(), optim: OptimConfig = OptimConfig()) -> Self:
+        """A model with the vocabulary and the context length of a data module.
+
+        Args:
+            data: set up here, if it has not been.
+            gpt: the rest of the model's shape.
+            optim: the optimizer and its schedule.
+        """
+        data.setup()
+        shape = dataclasses.replace(gpt, vocab_size=data.tokenizer.vocab_size, block_size=data.block_size)
+        return cls(shape, optim, data.tokenizer)
+
+    def setup(self, stage: str) -> None:
+        """Compare the vocabulary with that of the data.
+
+        Raises:
+            ValueError: if the data have tokens that the model has no row for.
+        """
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        known, found = self.gpt.config.vocab_size, getattr(tokenizer, "vocab_size", 0)
+        if found > known:
+            raise ValueError(
+                f"vocab_size is {known}, but the data have {found} tokens: make it by TinyGPT.for_data(data)"
+            )
 
     def _keep_arguments(self) -> None:
         """Keep what this object was built with, for checkpoints, as far as they can hold it."""
