@@ -46,8 +46,8 @@ def test_clipping_by_value_is_refused() -> None:
 def test_the_cosine_ends_at_max_steps_if_nothing_else_is_said(text_file: Path) -> None:
     module = TinyGPT(GPT_CONFIG, OptimConfig(max_lr=1e-2, min_lr=1e-3, warmup_iters=2))
     record = lightning_fit(text_file, module, max_steps=6, val_check_interval=6)
-    assert module.learning_rate(5) > module.learning_rate(6) == module.learning_rate(9) == 1e-3
-    assert [rates[0] for rates in record.learning_rates] == [module.learning_rate(it) for it in range(6)]
+    assert module.lr_at(5) > module.lr_at(6) == module.lr_at(9) == 1e-3
+    assert [rates[0] for rates in record.learning_rates] == [module.lr_at(it) for it in range(6)]
     assert all(a == b for a, b in record.learning_rates)
 
 

@@ -145,7 +145,7 @@ def test_every_parameter_is_in_exactly_one_group_and_the_embeddings_are_not_muon
     gpt = network()
     groups = decay_groups(gpt, CONFIG)
     found = [(group["name"], len(group["params"]), group.get("rows")) for group in groups]
-    joined = ("muon", 2, (24, 24, 24))
+    joined = ("muon_24_24_24", 2, (24, 24, 24))
     assert found == [("muon", 6, ()), joined, ("decay", 2, None), ("no_decay", 18, None)]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in gpt.parameters())
     assert {id(p) for p in groups[2]["params"]} == {id(p) for p in (gpt.wte.weight, gpt.get_parameter("wpe.weight"))}

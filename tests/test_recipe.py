@@ -78,7 +78,7 @@ class OneGroupScheduled(TinyGPT):
         optimizer = configured["optimizer"]
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = self.optim.max_lr
-        schedule = lambda it: self.learning_rate(it) / self.optim.max_lr  # noqa: E731
+        schedule = lambda it: self.lr_at(it) / self.optim.max_lr  # noqa: E731
         scheduler = LambdaLR(optimizer, [schedule, lambda it: 1.0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -125,8 +125,8 @@ def test_a_trap_is_seen(text_file: Path, trap: type[TinyGPT], gpt: GPTConfig, di
 
 
 class ScheduledByMicroBatch(TinyGPT):
-    def learning_rate(self, it: int) -> float:
-        return super().learning_rate(it * self.trainer.accumulate_grad_batches)
+    def lr_at(self, it: int) -> float:
+        return super().lr_at(it * self.trainer.accumulate_grad_batches)
 
 
 class ClippedInsideAccumulation(TinyGPT):

@@ -69,6 +69,25 @@ def test_all_parameters_of_a_subclass_are_trained_and_clipped(optimizer: Algorit
     assert optimizer == "muon" or norm <= 1.001e-3, "what was not clipped makes the norm larger"
 
 
+class ByMomentum(TinyGPT):
+    """Has an optimizer of its own: one group without a name, and no schedule."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+
+
+def test_a_subclass_may_have_an_optimizer_of_its_own() -> None:
+    """Guards against settings of the recipe's groups put over groups that are not theirs."""
+    torch.manual_seed(0)
+    module = ByMomentum(SMALL)
+    before = module.gpt.wte.weight.detach().clone()
+    trainer = pl.Trainer(max_steps=3, gradient_clip_val=0.1, **OPTIONS)
+    trainer.fit(module, loader())
+    (group,) = trainer.optimizers[0].param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.5, 0.9, 0)
+    assert not torch.equal(module.gpt.wte.weight, before)
+
+
 def test_the_recipes_own_parameters_are_grouped_as_before() -> None:
     module = TinyGPT(GPT_CONFIG, OptimConfig(optimizer="muon"))
     for group, alone in zip(decay_groups(module, module.optim), decay_groups(module.gpt, module.optim), strict=True):
@@ -129,7 +148,7 @@ def test_a_run_that_ends_early_has_its_schedule_to_the_end() -> None:
     """max_epochs comes before max_steps."""
     module = TinyGPT(SMALL, OptimConfig(warmup_iters=1))
     pl.Trainer(max_epochs=1, max_steps=100, **OPTIONS).fit(module, loader(batches=5))
-    assert module.learning_rate(5) == module.optim.min_lr < module.learning_rate(4)
+    assert module.lr_at(5) == module.optim.min_lr < module.lr_at(4)
 
 
 class Endless:

@@ -120,7 +120,7 @@ class StepsByEpoch(TinyGPT):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = configure_optimizer(self.gpt, self.optim, fused=True)
-        scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
+        scheduler = LambdaLR(optimizer, lambda it: self.lr_at(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
 
@@ -130,7 +130,7 @@ class OneGroupScheduled(TinyGPT):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = configure_optimizer(self.gpt, self.optim, fused=True)
         frozen = self.optim.max_lr / 10
-        scheduler = LambdaLR(optimizer, [lambda it: self.learning_rate(it), lambda it: frozen])
+        scheduler = LambdaLR(optimizer, [lambda it: self.lr_at(it), lambda it: frozen])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

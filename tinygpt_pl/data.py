@@ -196,3 +196,7 @@ class TextDataModule(pl.LightningDataModule):
         place, ids = self._place, self._ids("val")
         batches = full_pass(len(ids), self.block_size, self.batch_size, place.rank, place.world_size)
         return FixedWindows(ids, batches, place.device)
+
+    def predict_dataloader(self) -> FixedWindows:
+        """The windows of `test_dataloader`, in order; their last one may be shorter."""
+        return self.test_dataloader()

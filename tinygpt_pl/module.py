@@ -99,7 +99,10 @@ class TinyGPT(pl.LightningModule):
         self._keep_arguments()
         self.val_loss, self.train_loss, self.test_loss = TokenMean(), TokenMean(), TokenMean()
         self.step_loss = self.grad_norm = torch.zeros(())
+        self.step_tokens = 0  # of an optimizer step, on all devices
         self.step_guard = StepGuard()
+        self.logs = True
+        """Whether `self.log` sends metrics to the Trainer's loggers; the recipe's Curve writes them itself."""
 
     @classmethod
     def for_data(cls, data: Text, gpt: GPTConfig = GPTConfig(), optim: OptimConfig = OptimConfig()) -> Self:
@@ -171,6 +174,7 @@ class TinyGPT(pl.LightningModule):
         share = loss.detach() / self.trainer.accumulate_grad_batches
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self.step_loss = share if first else self.step_loss + share
+        self.step_tokens = batch[0].numel() * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -195,8 +199,10 @@ class TinyGPT(pl.LightningModule):
         for tag, unit in (("char", "character"), ("byte", "byte")):
             if unit in tokens_per:
                 report[f"eval/val_bits_per_{tag}"] = val / math.log(2) * tokens_per[unit]
-        # The callbacks write the curve, at the true optimizer step; Lightning's own x axis lags by one.
-        self.log_dict(report, logger=False, sync_dist=True)  # equal on all devices already, which Lightning can't know
+        if self.logs and self.trainer.state.fn == "fit":
+            self.log("step", float(self.global_step))  # the x axis, which Lightning has one step too early
+        # They are equal on all devices, which Lightning cannot know; and True in place of None would warn of no logger.
+        self.log_dict(report, logger=None if self.logs else False, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
@@ -204,9 +210,25 @@ class TinyGPT(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Report the mean loss in nats per token."""
-        self.log("test/loss", _read(self.test_loss), logger=False, sync_dist=True)
+        self.log("test/loss", _read(self.test_loss), sync_dist=True)
 
-    def learning_rate(self, it: int) -> float:
+    def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
+        """Log-probabilities (B, T, V) of the token after each of the ids (B, T); targets beside them are ignored."""
+        logits, _ = self.gpt(batch if isinstance(batch, Tensor) else batch[0])
+        scores: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return scores.log_softmax(-1)
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest rate of the schedule, under the name by which Lightning's LearningRateFinder sets it."""
+        return self.optim.max_lr
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optim = dataclasses.replace(self.optim, max_lr=value, min_lr=min(self.optim.min_lr, value))
+        self.hparams["optim"] = dataclasses.asdict(self.optim)
+
+    def lr_at(self, it: int) -> float:
         """The schedule's value at optimizer step `it`.
 
         Raises:
@@ -227,16 +249,22 @@ class TinyGPT(pl.LightningModule):
         """The grouped optimizer, and the schedule set on every group before every optimizer step."""
         products = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         optimizer = configure_optimizer(self, self.optim, fused=self.fused, products=products)
-        scheduler = LambdaLR(optimizer, lambda it: self.learning_rate(it))
+        scheduler = LambdaLR(optimizer, lambda it: self.lr_at(it))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Put the present settings over those that a checkpoint brought back with the optimizer's state."""
+        """Put the present settings over those that a checkpoint brought back with the optimizer's state.
+
+        A subclass with `configure_optimizers` of its own keeps what the checkpoint has.
+        """
+        if type(self).configure_optimizers is not TinyGPT.configure_optimizers:
+            return
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group, fresh in zip(optimizer.param_groups, decay_groups(self, self.optim), strict=True):
-            group["weight_decay"], group["betas"] = fresh["weight_decay"], self.optim.betas
-            group["lr"] = self.learning_rate(self.global_step)
+            group["name"], group["weight_decay"] = fresh["name"], fresh["weight_decay"]
+            group["betas"] = self.optim.betas
+            group["lr"] = self.lr_at(self.global_step)
             if "momentum" in fresh:
                 group["momentum"] = fresh["momentum"]
 
@@ -264,7 +292,12 @@ class TinyGPT(pl.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # An infinite gradient is nothing special in float16: the loss is scaled down and the step skipped.
         checked = torch.zeros_like(self.grad_norm) if self.trainer.precision == "16-mixed" else self.grad_norm
-        self.step_guard.see(self.global_step, self.step_loss, checked, optimizer.param_groups[0]["lr"])
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self.step_guard.see(self.global_step, self.step_loss, checked, rates[0])
+        if self.logs and self.trainer.state.fn == "fit":
+            row = {"optim/lr": rates[0], "optim/lr_no_decay": rates[-1], "optim/grad_norm": self.grad_norm}
+            self.log_dict(row | {"progress/tokens_seen": float(self.step_tokens * (self.global_step + 1))})
+            self.log("train/loss", self.step_loss, sync_dist=True)
 
     def check_steps(self) -> None:
         """See whether all optimizer steps so far were finite.
@@ -272,7 +305,7 @@ class TinyGPT(pl.LightningModule):
         Raises:
             Diverged: if one was not.
         """
-        self.step_guard.check(self.learning_rate)
+        self.step_guard.check(self.lr_at)
 
     def on_validation_start(self) -> None:
         """See that there is something to evaluate."""

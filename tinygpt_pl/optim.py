@@ -131,11 +131,16 @@ def decay_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
             (decay if p.dim() >= 2 else no_decay).append(p)
     shared = {"weight_decay": config.weight_decay}
     muon_groups = [
-        {"name": "muon", "params": matrices, "momentum": config.momentum, "rows": rows, **shared}
+        {"name": _muon_name(rows), "params": matrices, "momentum": config.momentum, "rows": rows, **shared}
         for rows, matrices in sorted(muon.items())
     ]
     no_decay_group = {"name": "no_decay", "params": no_decay, "weight_decay": 0.0}
     return [*muon_groups, {"name": "decay", "params": decay, **shared}, no_decay_group]
+
+
+def _muon_name(rows: tuple[int, ...]) -> str:
+    """A name that no other group has: LearningRateMonitor, for one, goes by names."""
+    return "_".join(["muon", *map(str, rows)])
 
 
 def schedule_flaw(config: OptimConfig, max_steps: int) -> str:

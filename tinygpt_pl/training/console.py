@@ -47,7 +47,7 @@ def _report_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
-"""What the table's head calls the parameter groups; Muon's are decayed, too."""
+"""What the table's head calls the parameter groups, by what their names begin with; Muon's are decayed, too."""
 
 
 class Table(Callback):
@@ -80,8 +80,10 @@ class Table(Callback):
             f"{total:,} parameters ({total / 1e6:.2f}M)",
         ]
         groups = decay_groups(pl_module, pl_module.optim)
-        for name in dict.fromkeys(group["name"] for group in groups):
-            label, parameters = GROUPS[name], [p for group in groups if group["name"] == name for p in group["params"]]
+        for kind, label in GROUPS.items():
+            parameters = [p for group in groups if group["name"].startswith(kind) for p in group["params"]]
+            if not parameters:
+                continue
             lines.append(f"{label}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} parameters")
         lines.append(f"ln({config.vocab_size}) = {expected_start(config.vocab_size):.4f}, the loss of a uniform guess")
         device = pl_module.device
@@ -98,7 +100,7 @@ class Table(Callback):
         assert isinstance(pl_module, TinyGPT)
         it, metrics = trainer.global_step, trainer.callback_metrics
         train, val = (metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
-        lr, seconds = pl_module.learning_rate(it), self._seconds()
+        lr, seconds = pl_module.lr_at(it), self._seconds()
         raw = f" | raw val {metrics['eval/raw_val_loss'].item():.4f}" if "eval/raw_val_loss" in metrics else ""
         if trainer.is_global_zero:
             say(f"iter {it} | train {train:.4f} | val {val:.4f}{raw} | lr {lr:.2e} | {seconds:.0f}s")

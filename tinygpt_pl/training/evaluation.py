@@ -68,7 +68,7 @@ class Evaluation(Callback):
         train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
         if step == 0 and self.fresh:
             check_start(val, config.vocab_size, config.n_embd * INIT_STD**2)
-        check_evaluation(step, train, val, config.vocab_size, pl_module.learning_rate(step))
+        check_evaluation(step, train, val, config.vocab_size, pl_module.lr_at(step))
         self.evaluated, self.val_loss = step, val
 
     def on_train_batch_end(
