@@ -1,5 +1,6 @@
 """Whole runs from the command line."""
 
+import csv
 import math
 import os
 import re
@@ -398,6 +399,23 @@ def test_a_folder_that_holds_a_run_is_not_run_into(cli: Run, fitted: Fitted, tex
     assert code == 2
     assert "mine holds a run already; resume with --ckpt_path mine/checkpoints/last.ckpt, or give another" in err
     assert contents() == before
+
+
+def test_another_logger_has_the_curve_and_the_settings_too(cli: Run, text_file: Path) -> None:
+    """Guards against a logger in place of the event file, without which diagnose refuses the run."""
+    words = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv", "--trainer.logger.name=mine"]
+    assert cli("fit", *small(text_file), *words)[0] == 0
+    assert cli("diagnose", str(RUN))[0] in (0, 3)
+    with Path("csv/mine/version_0/metrics.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    for tag in ("train/loss", "optim/grad_norm", "eval/val_loss"):
+        found = {int(row["step"]): float(row[tag]) for row in rows if row[tag]}
+        assert found == pytest.approx(dict(scalars(RUN)[tag]))
+    settings = yaml.safe_load(Path("csv/mine/version_0/hparams.yaml").read_text())
+    assert settings["model"]["gpt"]["n_embd"] == 16
+    code, _, err = cli("fit", "--ckpt_path=last", "--trainer.max_steps=12", *words)
+    assert code == 0, err
+    assert Path("csv/mine/version_1/hparams.yaml").is_file(), "a run that resumes begins a version of its own"
 
 
 def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:

@@ -74,6 +74,9 @@ class RunRecord(Callback):
                 if isinstance(logger, EventLogger):
                     logger.lay_out(CHARTS)
                     logger.log_hparams(settings)
+        for logger in trainer.loggers:
+            if not isinstance(logger, EventLogger):
+                logger.log_hyperparams(settings)
 
     def _facts(self, trainer: pl.Trainer, module: TinyGPT) -> dict[str, Any]:
         config, splits, device = module.gpt.config, self.data.splits, module.device

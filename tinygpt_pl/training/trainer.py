@@ -74,7 +74,7 @@ def make_trainer(
         strategy: how several devices share a run, such as ddp or fsdp2.
         devices: number of devices of a machine, or a list of their indices.
         num_nodes: number of machines.
-        logger: loggers instead of the event files for TensorBoard; false for none.
+        logger: loggers beside the event files for TensorBoard; false for no curve at all.
         callbacks: of your own, after those of the recipe.
         max_steps: optimizer steps of the whole run.
         log_every_n_steps: optimizer steps from row to row of the curve.
@@ -139,8 +139,9 @@ def _from_recipe(recipe: Sequence[Callback], accumulate: int, logger: Any, plugi
     for callback in recipe:
         if isinstance(callback, Evaluation):
             asked["val_check_interval"] = callback.interval * accumulate
-        elif isinstance(callback, RunRecord) and logger in (None, True):
-            logger = EventLogger(callback.run_dir, purge_step=callback.purge_step)
+        elif isinstance(callback, RunRecord) and logger is not False:
+            others = [] if logger in (None, True) else [logger] if isinstance(logger, Logger) else list(logger)
+            logger = [EventLogger(callback.run_dir, purge_step=callback.purge_step), *others]
         elif isinstance(callback, LastCheckpoint):
             plugins = [callback.files, *plugins]
     return {**asked, "logger": logger, "plugins": plugins}
