@@ -1,14 +1,18 @@
 """What the command line refuses, and how."""
 
+import inspect
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 
 from tests.small_runs import Run
+from tinygpt_pl.commands.counterparts import COUNTERPARTS
 from tinygpt_pl.commands.parser import VERBS
 from tinygpt_pl.commands.settings import build_parser
 from tinygpt_pl.system.terminal import PROG
+from tinygpt_pl.training.trainer import make_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,9 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
             "'monitr' .*\nits settings: .*monitor",
         ),
         (["--model.optim.lr=1"], "did you mean --model.optim.max_lr or --model.optim.min_lr"),
+        (["--trainer.max_epochs=3"], "training has no epochs: use --trainer.max_steps"),
+        (["--trainer.default_root_dir", "runs"], "use --run_dir"),
+        (["--config=../epochs.yaml"], "training has no epochs: use --trainer.max_steps"),
         (["--batch_size=3"], "did you mean --data.batch_size"),
         (["--no-compile"], "did you mean --compile"),
         (["base.yaml"], "did you mean --config base.yaml"),
@@ -88,6 +95,7 @@ def test_fault_25_a_mistake_costs_three_lines_and_exit_code_2(
     (tmp_path / "settings" / "a.yaml").touch()
     (tmp_path / "broken.yaml").write_text("trainer: [3")
     (tmp_path / "unknown.yaml").write_text("model: {gpt: {n_layers: 3}}")
+    (tmp_path / "epochs.yaml").write_text("trainer: {max_epochs: 3}")
     (tmp_path / "latin.yaml").write_text("data: {corpus: Wälder.txt}", "latin-1")
     (tmp_path / "wide.yaml").write_text("data: {corpus: my.txt}", "utf-16")
     (tmp_path / "null.yaml").write_text("data: {batch_size: null}")
@@ -163,3 +171,11 @@ def test_scoring_needs_a_checkpoint(cli: Run, verb: str) -> None:
     code, _, err = cli(verb)
     assert code == 2
     assert "no best checkpoint" in err
+
+
+def test_every_option_of_lightnings_trainer_is_taken_or_has_a_counterpart() -> None:
+    """Guards against an option that a later Lightning adds, and that would be refused without a word."""
+    options = inspect.signature(pl.Trainer.__init__).parameters.keys() - {"self"}
+    assert options - inspect.signature(make_trainer).parameters.keys() == COUNTERPARTS.keys()
+    named = {option for sentence in COUNTERPARTS.values() for option in re.findall(r"--[\w.]+\w", sentence)}
+    assert named - {"--ckpt_path"} <= {f"--{name}" for name in build_parser("fit").get_defaults().keys()}  # noqa: SIM118

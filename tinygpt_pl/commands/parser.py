@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import Path_fr
 
+from tinygpt_pl.commands.counterparts import COUNTERPARTS
 from tinygpt_pl.system.files import decode_utf8
 from tinygpt_pl.system.terminal import PROG, refuse
 
@@ -109,6 +110,8 @@ class Parser(ArgumentParser):
             return f"did you mean --config {surplus[1]}?" if "--config" in options else ""
         if unknown := re.search(r"arguments: --([\w.-]+)|(?:Group '(.*)' .*)?ption '(.*)'", message):
             name = ".".join(part for part in unknown.groups() if part)
+            if name.removeprefix("trainer.") in COUNTERPARTS and name.startswith("trainer."):
+                return COUNTERPARTS[name.removeprefix("trainer.")]
             found = similar(name.lower().replace("-", "_"), options)
             return f"did you mean {' or '.join(found)}?" if found else ""
         return ""
