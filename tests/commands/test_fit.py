@@ -418,6 +418,15 @@ def test_another_logger_has_the_curve_and_the_settings_too(cli: Run, text_file: 
     assert Path("csv/mine/version_1/hparams.yaml").is_file(), "a run that resumes begins a version of its own"
 
 
+def test_the_report_of_a_profiler_is_printed(text_file: Path, tmp_path: Path) -> None:
+    """Guards against a report that is silenced together with Lightning's notices."""
+    words = [*small(text_file, trainer__max_steps=2), "--trainer.profiler=simple"]
+    command = [sys.executable, "-m", "tinygpt_pl", "fit", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.count("FIT Profiler Report") == 1
+    assert "run_training_batch" in done.stderr
+
+
 def test_a_run_needs_no_logger(cli: Run, text_file: Path) -> None:
     code, out, _ = cli("fit", *small(text_file), "--trainer.logger=false")
     assert code == 0

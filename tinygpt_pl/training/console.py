@@ -31,6 +31,7 @@ def quieten() -> None:
     """Keep the console for what the run itself prints."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, ranks, adverts, «max_steps reached»
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report that was asked for
     # The accelerator was the user's choice.
     warnings.filterwarnings("ignore", message="GPU available but not used", category=UserWarning)
     # A resumed run trains in its own folder, on purpose.
