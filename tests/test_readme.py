@@ -45,7 +45,7 @@ def test_every_command_parses(verb: str, options: str, tmp_path: Path, monkeypat
     (tmp_path / "lightning_logs/version_0").mkdir(parents=True)
     (tmp_path / "lightning_logs/version_0/config.yaml").write_text("eval_interval: 250")
     monkeypatch.chdir(tmp_path)
-    intervals = {"cpu.yaml": 60, "small.yaml": 500, "modern.yaml": 100, "half-hour": 100}
+    intervals = {"cpu.yaml": 75, "small.yaml": 500, "modern.yaml": 100, "half-hour": 100}
     expected = next((interval for name, interval in intervals.items() if name in options), 250)
     if verb == "generate":
         generate.build_parser().parse_args(shlex.split(options))

@@ -12,7 +12,7 @@ from tinygpt_pl.commands.settings import build_parser
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-RUNS = {"reference-modern": ("modern", "fast", "accumulate"), "reference-half-hour": ("half-hour",)}
+RUNS = {"reference-modern": ("modern", "fast"), "reference-half-hour": ("half-hour",)}
 """Folder of a reference run, and the configurations that it was started with."""
 
 

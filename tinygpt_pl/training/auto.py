@@ -78,8 +78,11 @@ def _native(name: str, kind: str, config: Namespace) -> Any:
         return torch.cuda.device_count() if kind == "cuda" else 1
     if name == "trainer.precision":
         return choose_precision("auto", kind)
-    # On a processor products in float32 leave too little of a step to all else.
-    pays = config.trainer.precision == "bf16-mixed" and config.model.gpt.n_embd >= WIDE
+    # On a processor products in float32 leave too little of a step to all else; and hashing the places of attention's
+    # weights takes as long as the compiler saves elsewhere.
+    gpt = config.model.gpt
+    dropped = gpt.dropout if gpt.attn_dropout is None else gpt.attn_dropout
+    pays = config.trainer.precision == "bf16-mixed" and gpt.n_embd >= WIDE and not dropped
     return kind == "cuda" or (kind == "cpu" and pays)
 
 
@@ -131,6 +134,6 @@ def _missing(name: str, value: Any, kind: str) -> str:
             return f"NOTE: {words}, since a network of this size is no faster in bfloat16 on this {kind}"
         return f"NOTE: {words}, since this {kind} has no instructions for bfloat16"
     if name == "compile" and not value:
-        where = f" in float32 or with fewer than {WIDE} channels" if kind == "cpu" else ""
+        where = f" in float32, with fewer than {WIDE} channels or with dropout in attention" if kind == "cpu" else ""
         return f"NOTE: not compiled, since that does not pay on a {kind}{where}"
     return ""
