@@ -43,7 +43,7 @@ def test_a_file_of_that_name_comes_first() -> None:
     Path("base").write_text("eval_interval: 7")
     Path("cpu").mkdir()
     Path("fast.yaml").write_text("eval_interval: 8")
-    assert [parse("--config", name).eval_interval for name in ("base", "cpu", "fast.yaml")] == [7, 60, 8]
+    assert [parse("--config", name).eval_interval for name in ("base", "cpu", "fast.yaml")] == [7, 75, 8]
     assert parse("--config", "fast").compile == "auto"
 
 
