@@ -78,8 +78,8 @@ def _native(name: str, kind: str, config: Namespace) -> Any:
         return torch.cuda.device_count() if kind == "cuda" else 1
     if name == "trainer.precision":
         return choose_precision("auto", kind)
-    # On a processor products in float32 leave too little of a step to all else; and hashing the places of attention's
-    # weights takes as long as the compiler saves elsewhere.
+    # On a CPU, float32 products leave too little of a step to all else, and with dropout in attention a compiled step
+    # was no faster than a plain one (docs/speed.md).
     gpt = config.model.gpt
     dropped = gpt.dropout if gpt.attn_dropout is None else gpt.attn_dropout
     pays = config.trainer.precision == "bf16-mixed" and gpt.n_embd >= WIDE and not dropped
