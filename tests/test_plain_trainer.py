@@ -8,12 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner.tuning import Tuner
 from torch.nn import functional as F
 
 from tests.reference import CLIP, EVAL_INTERVAL, GPT_CONFIG, OPTIM, STEPS, lightning_fit
+from tests.small_runs import Run, small
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.module import TinyGPT
@@ -107,3 +108,50 @@ def test_a_learning_rate_finder_sets_the_highest_rate(text_file: Path, tmp_path:
     assert module.hparams["optim"]["max_lr"] == finder.suggestion()
     trainer.fit(module, data)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.lr_at(4))
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_checkpoint_of_a_plain_trainer_serves_every_command_that_needs_no_run(
+    cli: Run, text_file: Path, weights_only: bool
+) -> None:
+    """Guards against its being "no checkpoint of a run"; fit cannot resume from it, and lists what it lacks."""
+    torch.manual_seed(0)
+    data = TextDataModule(str(text_file), block_size=8, batch_size=16, eval_coverage="full")
+    module = TinyGPT.for_data(data, GPTConfig(n_layer=1, n_head=2, n_embd=16))
+    saving = ModelCheckpoint(".", "plain", save_weights_only=weights_only)
+    quiet = QUIET | {"enable_checkpointing": True}
+    trainer = pl.Trainer(**quiet, max_steps=4, val_check_interval=4, limit_val_batches=1, callbacks=[saving])
+    trainer.fit(module, data)
+    (tested,) = trainer.test(module, data, verbose=False)
+    options = [option for option in small(text_file) if ".gpt." not in option]
+
+    code, out, err = cli("test", "--ckpt_path=plain.ckpt", f"--data.corpus={text_file}", "--trainer.accelerator=cpu")
+    assert code == 0, err
+    assert out.startswith("iter 4 | ")
+    assert f"\n{tested['test/loss']:.4f} nats" in out
+    code, out, err = cli("validate", "--ckpt_path=plain.ckpt", *options, "--data.eval_coverage=full")
+    assert code == 0, err
+    assert f"| val {tested['test/loss']:.4f} | plain.ckpt" in out
+    code, out, err = cli("generate", "--ckpt_path=plain.ckpt", "--max_new_tokens=5", "--num_samples=1")
+    assert code == 0, err
+    code, _, err = cli("export", "--ckpt_path=plain.ckpt", "--output_dir=exported")
+    assert code == 0, err
+    code, out, err = cli("fit", "--init_from=plain.ckpt", *options)
+    assert code == 0, err
+    assert "iter 0 | train" in out
+    code, _, err = cli("fit", "--ckpt_path=plain.ckpt", *options)
+    assert code == 2
+    assert "plain.ckpt was saved without the callbacks of the recipe" in err
+    assert ("lacks optimizer_states," in err) is weights_only
+    assert "config, corpus, windows_per_step, evaluated, val_loss, events; --init_from starts a new run" in err
+
+
+def test_a_checkpoint_without_a_vocabulary_is_refused_for_that(cli: Run, tmp_path: Path) -> None:
+    """Guards against calling a sound file damaged: a model that is not made for data knows no characters."""
+    trainer = pl.Trainer(**QUIET)
+    trainer.strategy.connect(TinyGPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
+    trainer.save_checkpoint(tmp_path / "bare.ckpt", weights_only=True)
+    code, _, err = cli("generate", f"--ckpt_path={tmp_path / 'bare.ckpt'}")
+    assert code == 2
+    assert "bare.ckpt has no vocabulary: it is that of a model not made by TinyGPT.for_data(data)" in err

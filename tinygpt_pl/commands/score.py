@@ -41,7 +41,7 @@ def test(args: Sequence[str], work: Work) -> None:
     others = (f"{bits * n:.4f} per {name}" for name, n in data.tokens_per.items() if name != unit)
     scored, total = data.characters["val"], sum(data.characters.values())
     part = "all" if scored == total else f"the last {scored:,} of"
-    other = scored < total and data.corpus_sha256 != checkpoint.content["corpus"]["sha256"]
+    other = scored < total and checkpoint.content["corpus"]["sha256"] not in ("", data.corpus_sha256)
     if trainer.is_global_zero:
         say(
             f"iter {checkpoint.iteration} | {tokens:,} tokens of {data.corpus_name}, {part} its {total:,} characters "

@@ -202,8 +202,15 @@ def _find_start(verb: str, config: Namespace) -> Start:
     if verb == "fit" and config.ckpt_path is None:
         return Start() if config.init_from is None else Start.of(config.init_from, None, "weights")
     start = Start.of(config.ckpt_path, _folder(config), "resume")
-    untrained = start.checkpoint is not None and start.checkpoint.untrained  # it was imported: no run can resume
-    return Start("weights", start.checkpoint) if verb == "fit" and untrained else start
+    checkpoint = start.checkpoint
+    assert checkpoint
+    if verb == "fit" and checkpoint.lacking:
+        raise ValueError(
+            f"{checkpoint.path} was saved without the callbacks of the recipe, and no run resumes from it: it lacks "
+            f"{', '.join(checkpoint.lacking)}; --init_from starts a new run with its weights"
+        )
+    imported = verb == "fit" and checkpoint.untrained
+    return Start("weights", checkpoint) if imported or checkpoint.lacking else start
 
 
 def _brought(start: Start, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:

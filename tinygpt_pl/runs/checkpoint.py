@@ -1,6 +1,7 @@
 """A checkpoint: what its file holds; written whole or not at all, and read as data, never as code."""
 
 import copy
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -46,15 +47,15 @@ class Settings(TypedDict):
 
 
 class Content(TypedDict):
-    """What the file of every checkpoint holds; the rest is Lightning's."""
+    """What the file of a run's checkpoint holds; the rest is Lightning's."""
 
     state_dict: dict[str, Tensor]
-    optimizer_states: list[Any]
-    lr_schedulers: list[Any]
-    loops: dict[str, Any]  # Lightning's counters
-    callbacks: dict[str, Any]
     hyper_parameters: Settings
     global_step: int  # optimizer steps
+    loops: dict[str, Any]  # Lightning's counters
+    optimizer_states: list[Any]
+    lr_schedulers: list[Any]
+    callbacks: dict[str, Any]
     config: str  # all settings, as YAML
     corpus: Text
     windows_per_step: int
@@ -62,6 +63,20 @@ class Content(TypedDict):
     val_loss: float  # of that evaluation, in nats per token
     events: dict[str, int]  # length of each file of the curve, in bytes
     machine: NotRequired[dict[str, Any]]  # what rounding depends on; older files lack it
+
+
+UNRECORDED: dict[str, Any] = {
+    "optimizer_states": [],
+    "lr_schedulers": [],
+    "callbacks": {},
+    "config": "",
+    "corpus": {"name": "", "sha256": ""},
+    "windows_per_step": 0,
+    "evaluated": -1,
+    "val_loss": math.nan,
+    "events": {},
+}
+"""What stands in for the content that a checkpoint lacks which a Trainer has saved without the recipe's callbacks."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -78,6 +93,8 @@ class Checkpoint:
     content: Content
     gpt: GPTConfig
     tokenizer: Tokenizer
+    lacking: tuple[str, ...] = ()
+    """Parts of the content that the file does not have, without which no run can resume."""
 
     @property
     def iteration(self) -> int:
@@ -142,11 +159,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise
         except Exception:  # these readers trip over bytes that are no checkpoint in any way they like
             raise DamagedCheckpoint(f"{path} is damaged or no checkpoint") from None
-    _check_origin(path, content)
+    lacking = _check_origin(path, content)
+    content |= {name: copy.copy(UNRECORDED[name]) for name in lacking}
     _check_types(path, content, Content)
     if min([content["global_step"], *content["events"].values()]) < 0:
         raise DamagedCheckpoint(f"{path} is damaged: it counts less than nothing")
-    return Checkpoint(path, written, content, *_stored_model(content["hyper_parameters"]))
+    return Checkpoint(path, written, content, *_stored_model(content["hyper_parameters"]), lacking)
 
 
 def _load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
@@ -154,16 +172,29 @@ def _load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _check_origin(path: Path, content: Any) -> None:
-    """See that a file was written by this project, in a format that this version reads."""
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", "config"} <= content.keys():
-        raise ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
-    version = content.get("format", 0)
-    if not isinstance(version, int) or version != FORMAT:
-        raise ValueError(
-            f"{path} has format {version}, but this version of tinygpt_pl reads format {FORMAT} alone; "
-            "use the version that wrote it"
-        )
+def _check_origin(path: Path, content: Any) -> tuple[str, ...]:
+    """See that a file was written by a TinyGPT, and if by a run, in a format that this version reads.
+
+    Returns:
+        What it lacks, if its Trainer had no callbacks of the recipe.
+    """
+    stranger = ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        raise stranger
+    if "config" in content:
+        version = content.get("format", 0)
+        if not isinstance(version, int) or version != FORMAT:
+            raise ValueError(
+                f"{path} has format {version}, but this version of tinygpt_pl reads format {FORMAT} alone; "
+                "use the version that wrote it"
+            )
+        return ()
+    arguments = content["hyper_parameters"]
+    if not isinstance(arguments, dict) or not {"gpt", "tokenizer"} <= arguments.keys():
+        raise stranger
+    if arguments["tokenizer"] is None:
+        raise ValueError(f"{path} has no vocabulary: it is that of a model not made by TinyGPT.for_data(data)")
+    return tuple(name for name in UNRECORDED if name not in content)
 
 
 def _check_types(path: Path, found: Mapping[str, Any], layout: Any, where: str = "") -> None:
@@ -268,7 +299,8 @@ def load_network(checkpoint: Checkpoint) -> tuple[GPT, Tokenizer]:
     Raises:
         DamagedCheckpoint: if the weights are not those of such a model.
     """
-    weights = {name.removeprefix("gpt."): tensor for name, tensor in checkpoint.content["state_dict"].items()}
+    state = checkpoint.content["state_dict"]
+    weights = {name.removeprefix("gpt."): state[name] for name in state if name.startswith("gpt.")}
     asked, stored = parameter_count(checkpoint.gpt), sum(tensor.numel() for tensor in weights.values())
     if asked > 2 * stored:  # before memory is taken for it
         raise DamagedCheckpoint(
