@@ -56,15 +56,15 @@ SMALL: Mapping[str, Any] = {
 class SummedLoss(TinyGPT):
     """Adds the losses of a window's tokens up instead of taking their mean."""
 
-    def _loss(self, batch: Batch) -> Tensor:
-        return super()._loss(batch) * batch[1].size(1)
+    def loss_of(self, batch: Batch) -> Tensor:
+        return super().loss_of(batch) * batch[1].size(1)
 
 
 class NoShift(TinyGPT):
     """Asks for the token that the network has just read."""
 
-    def _loss(self, batch: Batch) -> Tensor:
-        return super()._loss((batch[0], batch[0]))
+    def loss_of(self, batch: Batch) -> Tensor:
+        return super().loss_of((batch[0], batch[0]))
 
 
 class Unmasked(CausalSelfAttention):

@@ -170,14 +170,15 @@ class TinyGPT(pl.LightningModule):
 
         `step_loss` is the mean over the micro-batches of an optimizer step, once all have been seen.
         """
-        loss = self._loss(batch)
+        loss = self.loss_of(batch)
         share = loss.detach() / self.trainer.accumulate_grad_batches
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self.step_loss = share if first else self.step_loss + share
         self.step_tokens = batch[0].numel() * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return loss
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch in nats per token, in training and evaluation: what a loss of your own overrides."""
         _, loss = self.gpt(*batch)
         assert isinstance(loss, Tensor)
         return loss
@@ -185,7 +186,7 @@ class TinyGPT(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean of its split; Lightning holds eval mode and no gradients around it."""
         metric = (self.val_loss, self.train_loss)[dataloader_idx]
-        metric.update(self._loss(batch), batch[1].numel())
+        metric.update(self.loss_of(batch), batch[1].numel())
 
     def on_validation_epoch_end(self) -> None:
         """Report the losses, and what follows from them, to checkpoints and callbacks."""
@@ -206,7 +207,7 @@ class TinyGPT(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean over the whole split, each target with the same weight."""
-        self.test_loss.update(self._loss(batch), batch[1].numel())
+        self.test_loss.update(self.loss_of(batch), batch[1].numel())
 
     def on_test_epoch_end(self) -> None:
         """Report the mean loss in nats per token."""
@@ -312,8 +313,10 @@ class TinyGPT(pl.LightningModule):
         self.check_steps()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See that there is something to save."""
+        """See that there is something to save, and name a class of one's own, whose checkpoints TinyGPT cannot use."""
         self.check_steps()
+        if type(self) is not TinyGPT:
+            checkpoint["module"] = type(self).__qualname__
 
 
 def _settings(kind: type[Settings], value: Any) -> Settings:

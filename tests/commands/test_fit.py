@@ -264,8 +264,8 @@ def test_the_untrained_network_is_never_the_best(cli: Run, text_file: Path) -> N
 class SummedLoss(TinyGPT):
     """The loss is a sum over tokens, not their mean: it starts at T times ln V."""
 
-    def _loss(self, batch: Batch) -> Tensor:
-        return super()._loss(batch) * batch[0].shape[1]
+    def loss_of(self, batch: Batch) -> Tensor:
+        return super().loss_of(batch) * batch[0].shape[1]
 
 
 def test_a_start_far_from_a_uniform_guess_stops_the_run(

@@ -1,16 +1,18 @@
 """The command fit: train a model, from scratch, from the weights of a checkpoint, or where a run stopped."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from tinygpt_pl.commands.outcome import Work
+from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.settings import Settings, offline_notice, read_settings
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import parameter_count
 from tinygpt_pl.module import TinyGPT
-from tinygpt_pl.runs.checkpoint import check_same_network, check_weights
+from tinygpt_pl.runs.checkpoint import Checkpoint, check_same_network, check_weights
 from tinygpt_pl.runs.start import Start, claim_run, place_run
 from tinygpt_pl.system.machine import check_memory
 from tinygpt_pl.system.signals import ended_by_signals
@@ -21,10 +23,10 @@ from tinygpt_pl.training.resume import changes, check_run, check_state
 from tinygpt_pl.training.trainer import check_split, lightning_running, make_trainer
 
 
-def fit(args: Sequence[str], work: Work) -> None:
+def fit(args: Sequence[str], work: Work, own: Own) -> None:
     """Train a model."""
     quieten()
-    settings, start = read_settings("fit", args)
+    settings, start = read_settings("fit", args, own)
     data = load_data(settings, start)
     run_dir, beyond = place_run(start, settings.run_dir)
     if start.resumed:
@@ -52,7 +54,7 @@ def fit(args: Sequence[str], work: Work) -> None:
         if resumed:
             check_state(resumed, module, data, trainer, averaged=settings.run.ema_decay is not None)
         elif start.checkpoint:
-            module.load_state_dict(start.checkpoint.hand_over()["state_dict"])
+            load_weights(start.checkpoint, module)
         check_split(data, trainer)
         work.begin(trainer, run)
         if trainer.is_global_zero:
@@ -65,7 +67,8 @@ def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataM
     """The text, encoded by the tokenizer of the checkpoint if there is one; `stage` is Lightning's."""
     known = start.checkpoint.tokenizer if start.checkpoint else None
     seed = settings.run.seed_everything
-    data = TextDataModule(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
+    build = settings.own.data or TextDataModule
+    data = build(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
     with ended_by_signals():
         data.setup(stage)
     if start.resumed and not data.offline_notice:
@@ -78,13 +81,26 @@ def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataM
 
 
 def make_module(settings: Settings, data: TextDataModule, start: Start) -> TinyGPT:
-    """The model with fresh weights, of the same names and shapes as those of the checkpoint if there is one."""
+    """The model with fresh weights; its `gpt` has the names and shapes of those of the checkpoint if there is one."""
     pl.seed_everything(settings.run.seed_everything, verbose=False)
     gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)
-    module = TinyGPT(gpt, settings.optim, data.tokenizer)
+    module = (settings.own.module or TinyGPT)(
+        gpt=gpt, optim=settings.optim, tokenizer=data.tokenizer, **settings.module
+    )
     if start.checkpoint:
-        check_weights(start.checkpoint.content["state_dict"], module.state_dict())
+        stored, fresh = start.checkpoint.content["state_dict"], module.state_dict()
+        check_weights(*({name: of[name] for name in of if _shared(name, stored, fresh)} for of in (stored, fresh)))
     return module
+
+
+def _shared(name: str, stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> bool:
+    """Whether a weight has to be in both; a head that a class of one's own adds may be in one alone."""
+    return name.startswith("gpt.") or (name in stored and name in fresh)
+
+
+def load_weights(checkpoint: Checkpoint, module: TinyGPT) -> None:
+    """Put the weights of a checkpoint in place of fresh ones, where the module has such."""
+    module.load_state_dict(checkpoint.hand_over()["state_dict"], strict=False)
 
 
 def describe(start: Start, settings: Settings) -> list[str]:

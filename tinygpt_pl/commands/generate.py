@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from tinygpt_pl.commands.ensemble import read_ensemble
 from tinygpt_pl.commands.outcome import Work
+from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.generation.sampling import SamplingConfig, stream
 from tinygpt_pl.generation.stream import Sample
-from tinygpt_pl.runs.checkpoint import load_network, read_or_point
+from tinygpt_pl.runs.checkpoint import read_or_point
 from tinygpt_pl.runs.folder import find_checkpoint
 from tinygpt_pl.system.files import decode_utf8
 from tinygpt_pl.system.machine import find_device
@@ -70,7 +71,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def generate_text(args: Sequence[str], work: Work) -> None:
+def generate_text(args: Sequence[str], work: Work, own: Own) -> None:
     """Read the prompt and the model, and write what it draws."""
     config = build_parser().parse_args(args)
     for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
@@ -81,8 +82,9 @@ def generate_text(args: Sequence[str], work: Work) -> None:
     sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
     prompt = prompt_of(config.prompt, config.prompt_file)
     checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
-    gpt, tokenizer = load_network(checkpoint)
-    gpt, name = read_ensemble(checkpoint, gpt, config.ensemble)
+    own.check(checkpoint)
+    gpt, tokenizer = own.model_of(checkpoint)
+    gpt, name = read_ensemble(checkpoint, gpt, config.ensemble, own)
     idx = prompt_ids(prompt, tokenizer).expand(config.num_samples, -1)  # (B, T)
     seed = secrets.randbits(32) if config.seed is None else config.seed
     device = find_device(config.accelerator)

@@ -5,13 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from tinygpt_pl.commands.outcome import Work, carry_out
+from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.parser import VERBS, repeated
 from tinygpt_pl.system.loading import loading
 from tinygpt_pl.system.signals import ended_by_signals
 from tinygpt_pl.system.streams import close_output, secure_streams
 from tinygpt_pl.system.terminal import PROG, fail, warn
+
+if TYPE_CHECKING:
+    from tinygpt_pl.data import TextDataModule
+    from tinygpt_pl.module import TinyGPT
 
 COMMANDS = {
     "fit": ("fit", "fit"),
@@ -27,6 +33,9 @@ COMMANDS = {
 TRAINING = {"fit", "validate", "test"}
 """Commands with a Trainer, which looks after signals itself."""
 
+MODELS = {*TRAINING, "generate"}
+"""Commands that build the model of a checkpoint or settings, and so know what to do with a class of one's own."""
+
 HELP = {"-h", "--help"}
 """Options that print a help text and end the command."""
 
@@ -37,11 +46,18 @@ SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "SLURM_NTA
 """Other numbers that it reads."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(
+    args: Sequence[str] | None = None,
+    *,
+    module: "type[TinyGPT] | None" = None,
+    data: "type[TextDataModule] | None" = None,
+) -> int:
     """Run a command.
 
     Args:
         args: its words; those of the shell if left out.
+        module: a class of one's own in place of TinyGPT; its further arguments become options, `--model.name`.
+        data: one in place of TextDataModule; likewise, `--data.name`.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, and
@@ -53,12 +69,12 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     secure_streams(training=list(args[:1]) == ["fit"] and not HELP & {*args})
     try:
-        return _dispatch(args)
+        return _dispatch(args, Own(module, data))
     finally:
         close_output()
 
 
-def _dispatch(args: Sequence[str]) -> int:
+def _dispatch(args: Sequence[str], own: Own) -> int:
     if not args or args[0] in HELP:
         return carry_out(lambda work: _list_commands()) or (0 if args else 2)
     verb, *options = args
@@ -69,9 +85,9 @@ def _dispatch(args: Sequence[str]) -> int:
     for name in repeated(options) if first else ():
         warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
-        return carry_out(lambda work: _run(verb, options, work))
+        return carry_out(lambda work: _run(verb, options, work, own))
     with ended_by_signals():
-        return carry_out(lambda work: _run(verb, options, work))
+        return carry_out(lambda work: _run(verb, options, work, own))
 
 
 def _list_commands() -> None:
@@ -89,12 +105,12 @@ def _command_meant(args: Sequence[str]) -> str:
     return f"did you mean {words[close[0]]}?" if close else ""
 
 
-def _run(verb: str, options: Sequence[str], work: Work) -> int | None:
+def _run(verb: str, options: Sequence[str], work: Work, own: Own) -> int | None:
     for name in (*RANKS, *SIZES) if verb in TRAINING else ():
         if not os.environ.get(name, "0").isdecimal():
             raise ValueError(f"{name} must be a number, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
     with loading():
         command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)
-    code: int | None = command(options, work)
+    code: int | None = command(options, work, own) if verb in MODELS else command(options, work)
     return code

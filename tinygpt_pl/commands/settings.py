@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.commands import strict_yaml
 from tinygpt_pl.commands.configs import StackedFiles, find_config
+from tinygpt_pl.commands.own import PACKAGE, Own
 from tinygpt_pl.commands.parser import Parser, plain
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
@@ -49,6 +50,7 @@ class Settings:
     """All settings of a command, checked."""
 
     parser: Parser
+    own: Own
     config: Namespace
     """Plain values, as they are written down."""
     before: Namespace | None
@@ -56,8 +58,10 @@ class Settings:
     run: RunConfig
     gpt: GPTConfig
     optim: OptimConfig
+    module: dict[str, Any]
+    """Arguments of a module of one's own, besides those of TinyGPT."""
     data: dict[str, Any]
-    """Arguments of TextDataModule."""
+    """Arguments of TextDataModule, or of one of one's own."""
     trainer: dict[str, Any]
     """Arguments of `make_trainer`, classes of the user's own as objects."""
     notes: tuple[str, ...]
@@ -84,7 +88,7 @@ def offline_notice(config: str) -> str:
     return next((line.removeprefix("# ") for line in config.splitlines() if line.startswith("# NOTE: ")), "")
 
 
-def build_parser(verb: str) -> Parser:
+def build_parser(verb: str, own: Own = PACKAGE) -> Parser:
     """The options of `fit`, `validate` or `test`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     strict_yaml.use()
@@ -109,26 +113,39 @@ def build_parser(verb: str) -> Parser:
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
     parser.add_argument("--auto", type=list[str] | None, help="settings left to the machine; a run writes them down")
+    if own.module:
+        parser.add_class_arguments(own.module, "model", skip={"gpt", "optim", "tokenizer"}, instantiate=False)
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
-    parser.add_class_arguments(TextDataModule, "data", skip={"block_size", "seed", "known"}, instantiate=False)
+    data, known = own.data or TextDataModule, {"block_size", "seed", "known"}
+    parser.add_class_arguments(data, "data", skip=known, instantiate=False)
     parser.add_function_arguments(make_trainer, "trainer", skip={"recipe"}, sub_configs=True)
     return parser
 
 
-def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
+def read_settings(verb: str, args: Sequence[str], own: Own = PACKAGE) -> tuple[Settings, Start]:
     """Parse the words of a command, and read the checkpoint that they name.
+
+    Args:
+        verb: the command.
+        args: its words.
+        own: the classes that it works with.
 
     Raises:
         ValueError: for a setting, a file or a checkpoint that is wrong.
         OSError: if a file cannot be read.
     """
-    parser = build_parser(verb)
+    parser = build_parser(verb, own)
     config, before = parser.parse_args(args), None
     _check_order(parser, args, config)
     start = _find_start(verb, config)
     if start.checkpoint:
+        own.check(start.checkpoint, trains=verb == "fit" and start.kind == "resume")
         settings, held = _brought(start, start.checkpoint)
+        if own.lacks(start.checkpoint):
+            known = parser.get_defaults()
+            for group in ("model", "data"):
+                settings[group] = {name: of for name, of in settings[group].items() if f"{group}.{name}" in known}
         before = parser.parse_object(settings)
         config = parser.parse_args(args, namespace=before.clone())
         if start.kind == "resume":
@@ -159,8 +176,19 @@ def read_settings(verb: str, args: Sequence[str]) -> tuple[Settings, Start]:
     if "trainer.accelerator" in (config.auto or ()):
         settled["accelerator"] = config.trainer.accelerator
     model, trainer = chosen.model, dict(chosen.trainer) | settled
+    others = {name: value for name, value in config.model.as_dict().items() if name not in ("gpt", "optim")}
     made = Settings(
-        parser, config, before, _run_config(config), model.gpt, model.optim, dict(config.data), trainer, tuple(notes)
+        parser=parser,
+        own=own,
+        config=config,
+        before=before,
+        run=_run_config(config),
+        gpt=model.gpt,
+        optim=model.optim,
+        module=others,
+        data=dict(config.data),
+        trainer=trainer,
+        notes=tuple(notes),
     )
     return made, start
 

@@ -98,7 +98,7 @@ def diagnose(history: History) -> Diagnosis:
     if not history.evaluations:
         stop = diverged(history)
         verdict = f"ill ({stop.name})" if stop else "too early to say"
-        return Diagnosis((stop,) if stop else (), verdict, "no evaluation gave a number yet")
+        return Diagnosis((stop,) if stop else (), verdict, "no evaluation of both splits has given numbers yet")
     found: list[Finding] = []
     explained: set[str] = set()
     sound = history.finite()

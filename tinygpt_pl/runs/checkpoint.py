@@ -63,6 +63,8 @@ class Content(TypedDict):
     val_loss: float  # of that evaluation, in nats per token
     events: dict[str, int]  # length of each file of the curve, in bytes
     machine: NotRequired[dict[str, Any]]  # what rounding depends on; older files lack it
+    module: NotRequired[str]  # name of its class, unless that is TinyGPT
+    data: NotRequired[str]  # name of its class, unless that is TextDataModule
 
 
 UNRECORDED: dict[str, Any] = {

@@ -23,6 +23,7 @@ from tinygpt_pl.runs.checkpoint import DamagedCheckpoint, peek
 from tinygpt_pl.runs.folder import checkpoint_path
 from tinygpt_pl.system.terminal import PROG, quoted, say
 from tinygpt_pl.training.curve import Curve
+from tinygpt_pl.training.evaluation import split_losses
 
 _report_any_failure = threading.excepthook
 
@@ -100,11 +101,11 @@ class Table(Callback):
         """Print an evaluation."""
         assert isinstance(pl_module, TinyGPT)
         it, metrics = trainer.global_step, trainer.callback_metrics
-        train, val = (metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        losses = " | ".join(f"{split} {loss:.4f}" for split, loss in split_losses(trainer).items())
         lr, seconds = pl_module.lr_at(it), self._seconds()
         raw = f" | raw val {metrics['eval/raw_val_loss'].item():.4f}" if "eval/raw_val_loss" in metrics else ""
         if trainer.is_global_zero:
-            say(f"iter {it} | train {train:.4f} | val {val:.4f}{raw} | lr {lr:.2e} | {seconds:.0f}s")
+            say(f"iter {it} | {losses}{raw} | lr {lr:.2e} | {seconds:.0f}s")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum the run up, and print where the best checkpoint is, and its loss as its file has it."""

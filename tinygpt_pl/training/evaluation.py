@@ -20,6 +20,12 @@ from tinygpt_pl.training.sharding import full_model
 from tinygpt_pl.windows import Batch
 
 
+def split_losses(trainer: pl.Trainer) -> dict[str, float]:
+    """The losses of an evaluation, in nats per token: `train`, unless the data have no such loader, and `val`."""
+    metrics = {split: trainer.callback_metrics.get(f"eval/{split}_loss") for split in ("train", "val")}
+    return {split: loss.item() for split, loss in metrics.items() if loss is not None}
+
+
 class Evaluation(Callback):
     """Evaluates before the first step, after the last, and on resume if an evaluation was due.
 
@@ -65,10 +71,11 @@ class Evaluation(Callback):
         """Stop a run that is broken or lost, before anything of it is saved."""
         assert isinstance(pl_module, TinyGPT)
         step, config = trainer.global_step, pl_module.gpt.config
-        train, val = (trainer.callback_metrics[f"eval/{split}_loss"].item() for split in ("train", "val"))
+        losses = split_losses(trainer)
+        val = losses["val"]
         if step == 0 and self.fresh:
             check_start(val, config.vocab_size, config.n_embd * INIT_STD**2)
-        check_evaluation(step, train, val, config.vocab_size, pl_module.lr_at(step))
+        check_evaluation(step, losses.get("train", val), val, config.vocab_size, pl_module.lr_at(step))
         self.evaluated, self.val_loss = step, val
 
     def on_train_batch_end(

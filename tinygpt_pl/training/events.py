@@ -88,6 +88,7 @@ class EventLogger(TensorBoardLogger):
         """
         model, data, trainer = settings["model"], settings["data"], settings["trainer"]
         chosen = {name: settings[name] for name in ("seed_everything", "ema_decay")} | model["gpt"] | model["optim"]
+        chosen |= {name: value for name, value in model.items() if name not in ("gpt", "optim")}
         chosen |= {name: value for name, value in data.items() if name not in UNSORTED}
         names = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "precision")
         chosen |= {name: trainer[name] for name in names}

@@ -116,6 +116,8 @@ class RunRecord(Callback):
             "events": event_sizes(self.run_dir),
             "machine": rounding(trainer.strategy.root_device),
         }
+        if type(self.data) is not TextDataModule:
+            checkpoint["data"] = type(self.data).__qualname__
 
 
 def rounding(device: torch.device) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def check_state(
         DamagedCheckpoint: if its parts are not of one step or have other shapes than the model.
         ValueError: if a step would have another number of windows.
     """
+    check_weights(checkpoint.content["state_dict"], module.state_dict())
     check_training_state(checkpoint.content, decay_groups(module, module.optim))
     if averaged:
         check_average(checkpoint.content, module.state_dict())

@@ -47,11 +47,12 @@ class LiveDiagnosis(Callback):
     def _sum_up(self, trainer: pl.Trainer) -> None:
         """Log what the curve shows, and the results that TensorBoard lists beside the settings."""
         log_text(trainer, "summary", diagnose(self.curve.history).line)
-        evaluations = self.curve.history.evaluations
-        best, last = min(evaluations, key=lambda evaluation: evaluation.val), evaluations[-1]
-        values = (best.val, best.it, last.val, last.train)
+        history = self.curve.history.finite()
+        val, train = history.curve("eval/val_loss"), history.curve("eval/train_loss")
+        best, at = min((loss, it) for it, loss in val)
+        results = zip(RESULTS, (best, float(at), val[-1][1], *(loss for _, loss in train[-1:])), strict=False)
         for logger in trainer.loggers:
-            logger.log_metrics(dict(zip(RESULTS, map(float, values), strict=True)), step=trainer.global_step)
+            logger.log_metrics(dict(results), step=trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Log why a run was stopped as not worth going on with."""
