@@ -23,7 +23,6 @@ import torch
 
 from tinygpt_pl.gpt import GPT, GPTConfig
 from tinygpt_pl.text.corpus import load_corpus
-from tinygpt_pl.text.tokenizer import Kind
 from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import gather, window_starts
 
@@ -55,7 +54,7 @@ def write_text(path: Path, gigabytes: float) -> None:
             file.write(block)
 
 
-def preparing(path: Path, cache: Path, kind: Kind) -> tuple[float, float]:
+def preparing(path: Path, cache: Path, kind: str) -> tuple[float, float]:
     """Megabytes of text a second on one core, and the megabytes of memory that the process had at most."""
     command = [sys.executable, "-c", PREPARE, str(path), str(cache), kind]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -63,7 +62,7 @@ def preparing(path: Path, cache: Path, kind: Kind) -> tuple[float, float]:
     return speed, memory
 
 
-def window_seconds(path: Path, cache: Path, kind: Kind, *, cold: bool, steps: int = 50) -> float:
+def window_seconds(path: Path, cache: Path, kind: str, *, cold: bool, steps: int = 50) -> float:
     """Median time to cut the windows of a step."""
     before = set(cache.glob("tokens/*.safetensors"))
     ids = prepare(load_corpus(str(path), cache), cache, 0.1, kind, 4096).splits["train"].ids

@@ -7,14 +7,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.small_runs import Run, small
+from tests.small_runs import Run, assert_same, outcome, small
 from tinygpt_pl import GPT, GPTConfig, warmup_cosine
 from tinygpt_pl.commands import convert, diagnose, generate
 from tinygpt_pl.commands.settings import build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = r"```python\n(.*?)^ *```"
 COMMANDS = sorted(set(re.findall(r"python -m tinygpt_pl (\w+)([^\n`&|#]*)", README)) - {("fit", " --help")})
 
 
@@ -65,12 +67,29 @@ def test_the_python_code_runs(
     assert cli("fit", *small(text_file, model__gpt__block_size=64))[0] == 0
     (export,) = (options for verb, options in COMMANDS if verb == "export")
     assert cli("export", *shlex.split(export))[0] == 0
-    there, here = re.findall(r"```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+    there, here, _ = re.findall(CODE, README, re.DOTALL | re.MULTILINE)
     capsys.readouterr()
     exec(textwrap.dedent(there), {})
     assert re.fullmatch(r"to be [a-z ]{50}\n", capsys.readouterr().out)
     exec(here, {})
     assert re.fullmatch(r"torch.Size\(\[1, 6, 27\]\) next: .*\nto be [a-z ]{50}\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_the_run_from_python_has_the_bits_of_fit(
+    cli: Run, shakespeare_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In four steps, which Adam's moments and an evaluation are part of."""
+    monkeypatch.setenv("TINYGPT_CACHE", str(shakespeare_cache))
+    *_, script = re.findall(CODE, README, re.DOTALL | re.MULTILINE)
+    assert len([line for line in script.splitlines() if line]) <= 15
+    exec(script.replace("max_steps=2000", "max_steps=4"), {})
+    assert cli("fit", "--config=small", "--trainer.max_steps=4")[0] == 0
+    script_run, fit_run = Path("lightning_logs/from-python"), Path("lightning_logs/version_0")
+    assert_same(outcome(script_run), outcome(fit_run))
+    ours, theirs = (yaml.safe_load((run / "config.yaml").read_text()) for run in (script_run, fit_run))
+    assert ours == theirs
 
 
 def test_the_arithmetic_of_the_note() -> None:

@@ -1,15 +1,17 @@
 """A text and its windows, as a LightningDataModule."""
 
+import inspect
 import math
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.parsing import collect_init_args
 
 from tinygpt_pl.text.corpus import default_cache_dir, download_path, load_corpus
-from tinygpt_pl.text.tokenizer import SMALLEST, Kind, Tokenizer
+from tinygpt_pl.text.tokenizer import SMALLEST, TOKENIZERS, Tokenizer
 from tinygpt_pl.text.tokens import prepare
 from tinygpt_pl.windows import CPU, FixedWindows, Ids, TrainingWindows, even_pass, full_pass, shares, window_starts
 
@@ -39,7 +41,7 @@ class TextDataModule(pl.LightningDataModule):
         self,
         corpus: str = "tinyshakespeare",
         field: str = "text",
-        tokenizer: Kind = "char",
+        tokenizer: str = "char",
         vocab_size: int = 4096,
         block_size: int = 256,
         batch_size: int = 64,
@@ -78,6 +80,10 @@ class TextDataModule(pl.LightningDataModule):
             ValueError: for a setting outside its range.
         """
         super().__init__()
+        self.arguments: dict[str, Any] = {}
+        """What it was made with, arguments of a subclass included."""
+        for given in collect_init_args(inspect.currentframe(), [], classes=(TextDataModule,)):  # type: ignore[arg-type]
+            self.arguments |= given
         for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):
             if value < 1:
                 raise ValueError(f"{name} has to be at least 1, got {value}")
@@ -85,9 +91,12 @@ class TextDataModule(pl.LightningDataModule):
             raise ValueError(f"eval_seed must be at least 0 and below 2**64, got {eval_seed}")
         if vocab_size < SMALLEST and known is None:
             raise ValueError(f"vocab_size has to be at least {SMALLEST}, got {vocab_size}")
-        for name, word, kind in (("eval_coverage", eval_coverage, Coverage), ("tokenizer", tokenizer, Kind)):
-            if word not in get_args(kind):
-                raise ValueError(f"{name} has to be one of {', '.join(get_args(kind))}, got {word!r}")
+        for name, word, words in (
+            ("eval_coverage", eval_coverage, get_args(Coverage)),
+            ("tokenizer", tokenizer, TOKENIZERS),
+        ):
+            if word not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, got {word!r}")
         if not 0.0 < val_fraction <= 1.0:
             raise ValueError(f"val_fraction must be above 0 and at most 1, got {val_fraction}")
         self.corpus, self.field, self.offline_corpus = corpus, field, offline_corpus

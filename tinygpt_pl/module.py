@@ -241,6 +241,16 @@ class TinyGPT(pl.LightningModule):
         return scheduled_lr(it, self.optim, int(end))
 
     @property
+    def own_schedule(self) -> bool:
+        """Whether a subclass sets learning rates in another way than `optim` says."""
+        return type(self).lr_at is not TinyGPT.lr_at or self.own_optimizer
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether a subclass brings an optimizer of its own."""
+        return type(self).configure_optimizers is not TinyGPT.configure_optimizers
+
+    @property
     def fused(self) -> bool:
         """Whether one kernel updates all parameters."""
         # A fused AdamW undoes float16's loss scaling itself, too late for the clipping, which comes before.
@@ -258,7 +268,7 @@ class TinyGPT(pl.LightningModule):
 
         A subclass with `configure_optimizers` of its own keeps what the checkpoint has.
         """
-        if type(self).configure_optimizers is not TinyGPT.configure_optimizers:
+        if self.own_optimizer:
             return
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)

@@ -53,7 +53,7 @@ def in_an_empty_folder_without_a_network(tmp_path: Path, monkeypatch: pytest.Mon
         (["--save_minutes=.nan"], "save_minutes has to be at least 0, got nan"),
         (["--trainer.precision=7"], "trainer.precision must be auto, bf16-mixed, .*, 64, .* or null, got 7"),
         (["--compile=maybe"], "compile must be auto, true or false, got maybe"),
-        (["--data.tokenizer=words"], "data.tokenizer must be char, byte or bpe, got words"),
+        (["--data.tokenizer=words"], "tokenizer must be one of char, byte, bpe, got 'words'"),
         (["--ema_decay=x"], "ema_decay must be a number or null, got x"),
         (["--trainer.logger=Nope"], "trainer.logger: class Nope not found; give your own as module.Class"),
         (["--trainer.callbacks=[{class_path: my.Own}]"], "callbacks: my.Own cannot be used: No module named 'my'"),

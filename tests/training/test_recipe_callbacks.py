@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.small_runs import RUN, Fitted, Run, assert_same, outcome, small, three_lines
-from tinygpt_pl import GPTConfig, RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
+from tinygpt_pl import GPTConfig, OptimConfig, RunConfig, TextDataModule, TinyGPT, make_trainer, recipe_callbacks
 from tinygpt_pl.generation.decoding import is_written_out
 from tinygpt_pl.training.averaging import Averaging
 from tinygpt_pl.training.evaluation import Evaluation, Samples
@@ -64,24 +64,31 @@ def test_a_value_below_its_least_is_refused(values: dict[str, float], named: str
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_run_from_python_is_the_run_of_fit(fitted: Fitted) -> None:
-    """The same bits in both checkpoints, and the same curve."""
+    """The same bits in both checkpoints, the same curve, and the same settings in config.yaml."""
     fitted("alone", model__gpt__dropout=0.2)
     text = Path("alone/config.yaml").read_text()
     settings = yaml.safe_load(text)
     gpt, trainer = settings["model"]["gpt"], settings["trainer"]
     config = RunConfig(**{field.name: settings[field.name] for field in fields(RunConfig)})
     data = TextDataModule(**settings["data"], block_size=gpt["block_size"], seed=config.seed_everything)
-    data.setup()
     pl.seed_everything(config.seed_everything, verbose=False)
     optim = settings["model"]["optim"] | {"betas": tuple(settings["model"]["optim"]["betas"])}
-    module = TinyGPT({**gpt, "vocab_size": data.tokenizer.vocab_size}, optim, data.tokenizer)
-    Path("run").mkdir()
-    callbacks = recipe_callbacks(
-        Path("run"), data, config, settings=text, log_every_n_steps=trainer["log_every_n_steps"]
-    )
+    module = TinyGPT.for_data(data, GPTConfig(**gpt), OptimConfig(**optim))
+    callbacks = recipe_callbacks(Path("run"), data, config, log_every_n_steps=trainer["log_every_n_steps"])
     make_trainer(callbacks, **trainer).fit(module, data)
     assert_same(outcome(Path("run")), outcome(Path("alone")))
     assert Path("run/config.yaml").read_text() == text
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_script_cannot_write_over_a_run_or_make_one_that_could_not_resume(fitted: Fitted, text_file: Path) -> None:
+    fitted("taken")
+    data = TextDataModule(str(text_file), block_size=8)
+    with pytest.raises(ValueError, match="taken holds a run already; give another folder"):
+        recipe_callbacks(Path("taken"), data)
+    with pytest.raises(ValueError, match="the seed of the data is 1337, and that of the run 5"):
+        recipe_callbacks(Path("free"), data, RunConfig(seed_everything=5))
+    assert not Path("free").exists()
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -164,7 +171,7 @@ def test_a_compiled_block_is_for_steps_and_samples_are_drawn_with_a_cache(
     assert watcher.steps == [True] * 4
     assert watcher.evaluations == [True] * 3
     assert is_written_out(module.gpt)
-    callbacks = [*recipe_callbacks(tmp_path, data, run, settings=text, progress_bar=False)]
+    callbacks = [*recipe_callbacks(tmp_path / "again", data, run, settings=text, progress_bar=False)]
     with pytest.raises(KeyError, match="in the second step"):
         make_trainer(callbacks, callbacks=[Failing()], accelerator="cpu", max_steps=4).fit(module, data)
     assert is_written_out(module.gpt), "what failed is as it was"

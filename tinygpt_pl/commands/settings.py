@@ -9,7 +9,6 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
 from tinygpt_pl.optim import OptimConfig
 from tinygpt_pl.runs.checkpoint import Checkpoint
-from tinygpt_pl.runs.folder import MARK
 from tinygpt_pl.runs.start import Start
 from tinygpt_pl.training.auto import NAMES, settle
 from tinygpt_pl.training.recipe import RunConfig
 from tinygpt_pl.training.resume import check_settings
+from tinygpt_pl.training.settings import heading
 from tinygpt_pl.training.sharding import check_sharding
 from tinygpt_pl.training.trainer import choose_precision, device_kind, make_trainer
 
@@ -78,9 +77,7 @@ class Settings:
         record.data.corpus = data.corpus_place
         for name in ("config", "ckpt_path", "run_dir", *(() if record.auto else ("auto",))):
             record.pop(name, None)
-        versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
-        note = f"# {data.offline_notice}\n" if data.offline_notice else ""
-        return f"{MARK}{version('tinygpt_pl')}{versions}\n{note}{self.parser.dump(record, skip_unset=False)}"
+        return heading(data.offline_notice) + str(self.parser.dump(record, skip_unset=False))
 
 
 def offline_notice(config: str) -> str:

@@ -125,6 +125,8 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, ByteTokenizer):
         pre_tokenizer, decoder = BYTES, BYTES
         model: dict[str, Any] = {"type": "BPE", "vocab": _byte_signs(), "merges": []}
+    elif not isinstance(tokenizer, CharTokenizer):
+        raise ValueError(f"transformers has no tokenizer of the kind {tokenizer.kind}")
     else:
         ids = {character: i for i, character in enumerate(tokenizer.characters)}
         pre_tokenizer, decoder = CHARACTERS, {"type": "Fuse"}

@@ -28,7 +28,7 @@ from tinygpt_pl.insight.symptoms import (
     resume_bump,
 )
 
-SYMPTOMS: tuple[Callable[[History], Finding | None], ...] = (
+SYMPTOMS: list[Callable[[History], Finding | None]] = [
     broken_start,
     off_schedule,
     groups_differ,
@@ -46,8 +46,8 @@ SYMPTOMS: tuple[Callable[[History], Finding | None], ...] = (
     mild_overfitting,
     best_early,
     still_falling,
-)
-"""All symptoms, in an order in which a symptom comes before those that it explains."""
+]
+"""All symptoms, to which others may be added, in an order in which a symptom comes before those that it explains."""
 
 NOT_LEARNING = {
     "flat",

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 SMALLEST = 257
 """Tokens that byte-pair encoding needs at least: one for each byte, and that one."""
 
-Kind = Literal["char", "byte", "bpe"]
-"""What can be asked for: a token for each character of the text, one for each byte, or byte-pair encoding."""
-
 
 @dataclass(frozen=True)
 class CharTokenizer:
@@ -214,6 +211,12 @@ class BPETokenizer:
 
 Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer
 
+TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
+"""Each by the kind that is asked for, and that checkpoints store: a token for each character of the text, one for each
+byte, or byte-pair encoding. One that is added here is a dataclass of plain data with their attributes and methods,
+`from_texts` as BPETokenizer has it among them; its token files are made again only under another kind.
+"""
+
 
 def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `dataclasses.asdict` turned into a mapping.
@@ -221,12 +224,11 @@ def tokenizer_from(settings: Mapping[str, Any]) -> Tokenizer:
     Raises:
         TypeError: if it is not such a mapping.
     """
-    kinds: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
     older = {"characters": "char", "encoding": "byte", "json": "bpe"}  # older checkpoints store no kind
     kind = settings.get("kind") or next((kind for name, kind in older.items() if name in settings), None)
-    if not isinstance(kind, str) or kind not in kinds:
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
         raise TypeError(f"not the settings of a tokenizer: {[*settings]}")
-    return kinds[kind](**settings)
+    return TOKENIZERS[kind](**settings)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from tinygpt_pl.system.files import make_once
 from tinygpt_pl.system.terminal import progress_bar
 from tinygpt_pl.text.corpus import SEPARATOR, Corpus, Progress
-from tinygpt_pl.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Kind, Tokenizer, tokenizer_from
+from tinygpt_pl.text.tokenizer import TOKENIZERS, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from
 
 FORMAT = 2
 """Counts up when files of the version before are no longer what this one makes."""
@@ -71,7 +71,7 @@ class Tokens:
 
 
 def prepare(
-    corpus: Corpus, cache_dir: Path, val_fraction: float, kind: Kind, vocab_size: int, known: Tokenizer | None = None
+    corpus: Corpus, cache_dir: Path, val_fraction: float, kind: str, vocab_size: int, known: Tokenizer | None = None
 ) -> Tokens:
     """Open the token file of a corpus, after making it if there is none.
 
@@ -79,8 +79,8 @@ def prepare(
         corpus: what to encode.
         cache_dir: where token files are kept, in its folder `tokens`.
         val_fraction: share of the characters, at the end, that are the split `val`.
-        kind: of the tokenizer to make: of all characters of the text, or of the pairs of bytes in the split `train`.
-        vocab_size: tokens of one of the kind bpe.
+        kind: of the tokenizer to make: of all characters of the text, or one that learns from the split `train`.
+        vocab_size: tokens of one that learns.
         known: a tokenizer of this kind to use instead.
 
     Raises:
@@ -94,16 +94,17 @@ def prepare(
         name = Path(corpus.place).stem[:40].replace("*", "_") or "corpus"
         return cache_dir / "tokens" / f"{name}-{made_of[:12]}.safetensors", made_of
 
-    path, made_of = place([kind, vocab_size if kind == "bpe" else 0])
+    learns = kind not in ("char", "byte")
+    path, made_of = place([kind, vocab_size if learns else 0])
     if known is not None:
         if path.exists() and (tokens := read_tokens(path, made_of)).tokenizer == known:  # that of the run itself
             return tokens
         path, made_of = place(asdict(known))
 
-    passes = 3 if kind == "bpe" and known is None else 2
+    passes = 3 if learns and known is None else 2
 
     def write(file: BinaryIO) -> None:
-        """Read the text once to know it, and once more to encode it; a third time between to learn byte pairs."""
+        """Read the text once to know it and once to encode it, and between for a tokenizer that learns."""
         with progress_bar(f"preparing {corpus.name}", passes * corpus.size, **BYTES) as bar:
             text = survey(corpus, bar.update)
             boundary = int(text.length * (1 - val_fraction))
@@ -181,14 +182,15 @@ def _divided(parts: Iterable[str], at: int) -> Iterator[tuple[str, str]]:
 
 
 def _make_tokenizer(
-    corpus: Corpus, text: Survey, boundary: int, kind: Kind, vocab_size: int, progress: Progress
+    corpus: Corpus, text: Survey, boundary: int, kind: str, vocab_size: int, progress: Progress
 ) -> Tokenizer:
     if kind == "char":
         return CharTokenizer(text.characters)
     if kind == "byte":
         return ByteTokenizer()
     train = takewhile(lambda pair: pair[0] == "train", _divided(corpus.parts(progress), boundary))
-    return BPETokenizer.from_texts((part for _, part in train), vocab_size)
+    learning: type[BPETokenizer] = TOKENIZERS[kind]  # type: ignore[assignment]  # or one of that interface
+    return learning.from_texts((part for _, part in train), vocab_size)
 
 
 def _check_known(corpus: Corpus, text: Survey, tokenizer: Tokenizer) -> None:

@@ -92,7 +92,7 @@ class Table(Callback):
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
         lines.append(f"curves: tensorboard --logdir {quoted(self.run_dir.parent)}")
-        flaw = schedule_flaw(pl_module.optim, trainer.max_steps)
+        flaw = "" if pl_module.own_schedule else schedule_flaw(pl_module.optim, trainer.max_steps)
         lines += [f"NOTE: {flaw}"] if flaw else []
         if trainer.is_global_zero:
             say(data.offline_notice, *self.notes, *lines)

@@ -1,16 +1,17 @@
 """The recipe as callbacks: what a run has besides its model, its data and its Trainer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch.callbacks import Callback
 
 from tinygpt_pl.data import TextDataModule
+from tinygpt_pl.runs.folder import is_run
 from tinygpt_pl.runs.start import Start
 from tinygpt_pl.training.averaging import Averaging
-from tinygpt_pl.training.console import Table
+from tinygpt_pl.training.console import Table, quieten
 from tinygpt_pl.training.curve import Curve
 from tinygpt_pl.training.evaluation import Evaluation, Samples
 from tinygpt_pl.training.progress import LongRunNotice, StepProgressBar
@@ -62,7 +63,7 @@ def recipe_callbacks(
     config: RunConfig = RunConfig(),
     start: Start = Start(),
     *,
-    settings: str,
+    settings: str | None = None,
     notes: Sequence[str] = (),
     log_every_n_steps: int = 10,
     progress_bar: bool = True,
@@ -70,21 +71,31 @@ def recipe_callbacks(
     """The callbacks of a run, for `make_trainer`.
 
     Args:
-        run_dir: the folder of the run; it exists, and is this run's alone.
-        data: the text, set up.
+        run_dir: the folder of the run, which is made if it is not there.
+        data: the text, which is set up here if it has not been.
         config: the run as a whole.
         start: what it starts from.
-        settings: all settings as YAML, as in the config.yaml of a run, for that file and the checkpoints.
+        settings: all settings as YAML, for the run's config.yaml and its checkpoints; put together from the run, its
+            model, its data and its Trainer if left out.
         notes: lines to print above the table.
         log_every_n_steps: optimizer steps from row to row of the curve.
         progress_bar: whether to show one.
 
     Raises:
-        ValueError: for an `ema_decay` outside [0, 1).
+        ValueError: for an `ema_decay` outside [0, 1), for a folder that holds another run already, or if the windows
+            have another seed than the run.
+        OSError: if the folder cannot be made.
     """
+    if is_run(run_dir) and not start.in_place(run_dir):
+        raise ValueError(f"{run_dir} holds a run already; give another folder")
+    if data.seed != config.seed_everything:
+        raise ValueError(f"the seed of the data is {data.seed}, and that of the run {config.seed_everything}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data.setup()
+    quieten()
     fresh = start.kind == "scratch"
     signals, files = StopSignals(), CheckpointFiles(start.resumed)
-    record = RunRecord(run_dir, settings, data, start)
+    record = RunRecord(run_dir, settings or asdict(config), data, start)
     curve = Curve(log_every_n_steps, config.peak_tflops and config.peak_tflops * 1e12, record)
     seed, tokens = config.seed_everything, config.sample_tokens
     callbacks: list[Callback | None] = [

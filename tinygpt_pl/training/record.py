@@ -24,21 +24,26 @@ from tinygpt_pl.system.files import replacing
 from tinygpt_pl.system.terminal import say
 from tinygpt_pl.training.events import CHARTS, EventLogger, log_text
 from tinygpt_pl.training.lightning_internals import set_counters
+from tinygpt_pl.training.settings import written_down
 
 
 class RunRecord(Callback):
     """Keeps the run's settings in its folder and its curve, and adds to each checkpoint what a resume has to match."""
 
-    def __init__(self, run_dir: Path, config: str, data: TextDataModule, start: Start) -> None:
+    def __init__(self, run_dir: Path, config: str | Mapping[str, Any], data: TextDataModule, start: Start) -> None:
         """Prepare the record; it is written when training starts.
 
         Args:
             run_dir: the folder of the run.
-            config: its settings, as YAML.
+            config: its settings as YAML; or those of the run as a whole, to which those of model, data and Trainer
+                are added once it is set up.
             data: the text, set up.
             start: what the run starts from.
         """
-        self.run_dir, self.config, self.data = run_dir, config, data
+        self.run_dir, self.data = run_dir, data
+        self.config, self.run = (config, {}) if isinstance(config, str) else ("", config)
+        self.trainer_options: Mapping[str, Any] = {}
+        """The arguments of `make_trainer`, which sets them."""
         self.fresh, resumed = start.kind == "scratch", start.resumed
         self.before = resumed.content["config"] if resumed and start.in_place(run_dir) else ""
         """The settings that the curve in this folder has already."""
@@ -46,6 +51,11 @@ class RunRecord(Callback):
         """The optimizer step from which on a TensorBoard that is open is to forget what it has read."""
         self.history = History()
         """What the run's folder holds when training starts, and the present setup; from there `Curve` adds its rows."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the settings of a run that was put together by a script."""
+        assert isinstance(pl_module, TinyGPT)
+        self.config = self.config or written_down(self.run, pl_module, self.data, self.trainer_options)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -84,6 +94,7 @@ class RunRecord(Callback):
         return {
             "start": trainer.global_step,
             "fresh": self.fresh,
+            **({"own_schedule": True} if module.own_schedule else {}),
             "corpus": self.data.corpus_name,
             "tokens": {name: len(ids) for name, ids in splits.items()},
             "vocab_size": config.vocab_size,

@@ -92,33 +92,25 @@ def make_trainer(
     Raises:
         ValueError: if Lightning cannot do what is asked for, or the processes of a run are not as many as its devices.
     """
+    options = {**locals()}
+    del options["recipe"]
     if recipe and max_steps < 1:
         raise ValueError(f"trainer.max_steps has to be at least 1, got {max_steps}")
     for callback in _listed(callbacks):
         if isinstance(callback, CHANGING):
             raise ValueError(f"{type(callback).__name__} changes what the run's settings say; set it there instead")
     if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
-        accelerator = accelerator.name()  # mixed precision is CUDA's for Lightning wherever it is given an object
+        # Mixed precision is CUDA's for Lightning wherever it is given an object.
+        options["accelerator"] = accelerator = accelerator.name()
+    options["precision"] = choose_precision(precision, accelerator)
+    for callback in recipe:
+        if isinstance(callback, RunRecord):
+            callback.trainer_options = options.copy()
+    options["callbacks"] = [*(recipe or _bar(enable_progress_bar)), *_listed(callbacks)]
+    options["profiler"] = profiler or Unprofiled()
+    options |= _from_recipe(recipe, accumulate_grad_batches, logger, _listed(plugins))
     try:
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            strategy=strategy,
-            devices=devices,
-            num_nodes=num_nodes,
-            max_steps=max_steps,
-            log_every_n_steps=log_every_n_steps,
-            enable_progress_bar=enable_progress_bar,
-            accumulate_grad_batches=accumulate_grad_batches,
-            gradient_clip_val=gradient_clip_val,
-            deterministic=deterministic,
-            benchmark=benchmark,
-            profiler=profiler or Unprofiled(),
-            detect_anomaly=detect_anomaly,
-            precision=choose_precision(precision, accelerator),
-            enable_model_summary=False,
-            callbacks=[*(recipe or _bar(enable_progress_bar)), *_listed(callbacks)],
-            **_from_recipe(recipe, accumulate_grad_batches, logger, _listed(plugins)),
-        )
+        trainer = pl.Trainer(**options, enable_model_summary=False)
     except Exception as error:  # Lightning raises all sorts of them for a setting that it cannot use
         raise ValueError(f"trainer: {error}") from error
     # Variables of another program's, such as RANK, would keep a lone process from printing and saving.
