@@ -32,6 +32,7 @@ from tinygpt_pl.guards import Misused
 from tinygpt_pl.system.machine import device_type, keep_freed_memory, multiplies_bf16, out_of_memory
 from tinygpt_pl.training.evaluation import Evaluation
 from tinygpt_pl.training.events import EventLogger
+from tinygpt_pl.training.loggers import LoggerName, named_logger
 from tinygpt_pl.training.processes import check_processes, leave_process_group
 from tinygpt_pl.training.record import RunRecord
 from tinygpt_pl.training.saving import LastCheckpoint
@@ -52,7 +53,7 @@ def make_trainer(
     strategy: str | Strategy = "auto",
     devices: list[int] | str | int = 1,
     num_nodes: int = 1,
-    logger: Logger | Iterable[Logger] | bool | None = None,
+    logger: Logger | LoggerName | Iterable[Logger | LoggerName] | bool | None = None,
     callbacks: list[Callback] | Callback | None = None,
     max_steps: int = 5000,
     log_every_n_steps: int = 10,
@@ -74,7 +75,8 @@ def make_trainer(
         strategy: how several devices share a run, such as ddp or fsdp2.
         devices: number of devices of a machine, or a list of their indices.
         num_nodes: number of machines.
-        logger: loggers beside the event files for TensorBoard; false for no curve at all.
+        logger: loggers beside the event files for TensorBoard, as objects or as csv, wandb or mlflow; false for no
+            curve at all.
         callbacks: of your own, after those of the recipe.
         max_steps: optimizer steps of the whole run.
         log_every_n_steps: optimizer steps from row to row of the curve.
@@ -132,7 +134,10 @@ def _from_recipe(recipe: Sequence[Callback], accumulate: int, logger: Any, plugi
         if isinstance(callback, Evaluation):
             asked["val_check_interval"] = callback.interval * accumulate
         elif isinstance(callback, RunRecord) and logger is not False:
-            others = [] if logger in (None, True) else [logger] if isinstance(logger, Logger) else list(logger)
+            given: list[Any] = (
+                [] if logger in (None, True) else [logger] if isinstance(logger, Logger | str) else [*logger]
+            )
+            others = [one if isinstance(one, Logger) else named_logger(one, callback.run_dir) for one in given]
             logger = [EventLogger(callback.run_dir, purge_step=callback.purge_step), *others]
         elif isinstance(callback, LastCheckpoint):
             plugins = [callback.files, *plugins]

@@ -50,9 +50,10 @@ class LiveDiagnosis(Callback):
         history = self.curve.history.finite()
         val, train = history.curve("eval/val_loss"), history.curve("eval/train_loss")
         best, at = min((loss, it) for it, loss in val)
-        results = zip(RESULTS, (best, float(at), val[-1][1], *(loss for _, loss in train[-1:])), strict=False)
+        values = (best, float(at), val[-1][1], *(loss for _, loss in train[-1:]))
+        results = dict(zip(RESULTS, values, strict=False))  # the last is not there without a training loader
         for logger in trainer.loggers:
-            logger.log_metrics(dict(results), step=trainer.global_step)
+            logger.log_metrics(results, step=trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Log why a run was stopped as not worth going on with."""
