@@ -32,6 +32,16 @@ class Interrupted(Exception):
 class Misused(Exception):
     """A callback or plugin of the user's that Lightning cannot use, found while it runs."""
 
+    def __init__(self, message: str, *, trained: bool = False) -> None:
+        """Say what cannot be used.
+
+        Args:
+            message: what is wrong.
+            trained: whether optimizer steps were taken before that was found.
+        """
+        super().__init__(message)
+        self.trained = trained
+
 
 def expected_start(vocab_size: int) -> float:
     """Loss in nats of a uniform guess among the tokens, ln V."""

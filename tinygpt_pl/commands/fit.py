@@ -59,7 +59,7 @@ def fit(args: Sequence[str], work: Work, own: Own) -> None:
         work.begin(trainer, run)
         if trainer.is_global_zero:
             start.rewind(run)
-        with lightning_running(trainer):
+        with lightning_running(trainer, start.iteration):
             trainer.fit(module, data, ckpt_path=resumed.path if resumed else None, weights_only=True)
 
 

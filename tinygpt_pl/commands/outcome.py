@@ -73,7 +73,8 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
     except Unhealthy as error:
         return work.fail(str(error), change=_slower(work.trainer), shared=True)
     except Misused as error:
-        return work.fail(str(error), hint=False, shared=True)
+        failed = work.fail(str(error), hint=False, shared=True)
+        return 2 if failed and not error.trained else failed
     except ValueError as error:
         if work.trainer:  # a fault of the program, or of a callback of the user's: its place is needed
             raise

@@ -48,6 +48,13 @@ def _report_failure(failure: threading.ExceptHookArgs) -> None:
         _report_any_failure(failure)
 
 
+def stopped_early(trainer: pl.Trainer) -> str:
+    """Say that a callback has ended a run before its time, and which if it is Lightning's EarlyStopping."""
+    reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
+    by = "".join(f": {reason}" for reason in reasons if reason)
+    return f"NOTE: a callback has ended the run at iteration {trainer.global_step} of {trainer.max_steps}{by}"
+
+
 GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
 """What the table's head calls the parameter groups, by what their names begin with; Muon's are decayed, too."""
 
@@ -112,6 +119,8 @@ class Table(Callback):
         if not trainer.is_global_zero:
             return
         lines, path = [diagnose(self.curve.history).line], checkpoint_path(self.run_dir, "best")
+        if trainer.global_step < trainer.max_steps:
+            lines.insert(0, stopped_early(trainer))
         with suppress(DamagedCheckpoint):  # none was saved, or it is damaged
             iteration, loss = peek(path)
             lines += [

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ProgressBar,
     StochasticWeightAveraging,
     TQDMProgressBar,
 )
@@ -43,8 +44,13 @@ OtherPrecision = Literal["32-true", "32", 32, "64-true", "64", 64, "transformer-
 PrecisionName = Literal["auto"] | HalfPrecision | OtherPrecision
 
 
-CHANGING = (BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging)
-"""Callbacks that train with other settings than those that the run writes down, so that it could not resume."""
+CHANGING = {
+    BatchSizeFinder: "set data.batch_size, and trainer.accumulate_grad_batches for the same windows in a step",
+    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches, which is the same for all steps",
+    LearningRateFinder: "set model.optim.max_lr; in Python, Tuner(pl.Trainer()).lr_find(module, data) proposes one",
+    StochasticWeightAveraging: "set ema_decay for an average of the weights",
+}
+"""Callbacks that train with other settings than the run writes down, so that it could not resume, and what to do."""
 
 
 def make_trainer(
@@ -99,8 +105,9 @@ def make_trainer(
     if recipe and max_steps < 1:
         raise ValueError(f"trainer.max_steps has to be at least 1, got {max_steps}")
     for callback in _listed(callbacks):
-        if isinstance(callback, CHANGING):
-            raise ValueError(f"{type(callback).__name__} changes what the run's settings say; set it there instead")
+        for kind, advice in CHANGING.items():
+            if isinstance(callback, kind):
+                raise ValueError(f"{kind.__name__} trains with other settings than the run writes down: {advice}")
     if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
         # Mixed precision is CUDA's for Lightning wherever it is given an object.
         options["accelerator"] = accelerator = accelerator.name()
@@ -108,7 +115,7 @@ def make_trainer(
     for callback in recipe:
         if isinstance(callback, RunRecord):
             callback.trainer_options = options.copy()
-    options["callbacks"] = [*(recipe or _bar(enable_progress_bar)), *_listed(callbacks)]
+    options["callbacks"] = _with_one_bar(recipe or _bar(enable_progress_bar), _listed(callbacks))
     options["profiler"] = profiler or Unprofiled()
     options |= _from_recipe(recipe, accumulate_grad_batches, logger, _listed(plugins))
     try:
@@ -147,6 +154,12 @@ def _from_recipe(recipe: Sequence[Callback], accumulate: int, logger: Any, plugi
 def _bar(wanted: bool | None) -> list[Callback]:
     """The progress bar of an evaluation: Lightning's own choice would depend on whether rich is installed."""
     return [] if wanted is False else [TQDMProgressBar()]
+
+
+def _with_one_bar(ours: Sequence[Callback], theirs: Sequence[Callback]) -> list[Callback]:
+    """All callbacks, without our progress bar if there is another."""
+    other = any(isinstance(callback, ProgressBar) for callback in theirs)
+    return [*(callback for callback in ours if not (other and isinstance(callback, ProgressBar))), *theirs]
 
 
 def _listed(given: Any) -> list[Any]:
@@ -209,15 +222,19 @@ def check_split(data: TextDataModule, trainer: pl.Trainer, *, whole: bool = Fals
 
 
 @contextmanager
-def lightning_running(trainer: pl.Trainer) -> Iterator[None]:
+def lightning_running(trainer: pl.Trainer, start: int = 0) -> Iterator[None]:
     """Raise `Misused` for what Lightning or one of its callbacks refuses, and for processes that cannot connect.
 
     With it, `commands/outcome.py` need not import Lightning.
+
+    Args:
+        trainer: of the run.
+        start: the optimizer step that it starts from.
     """
     try:
         yield
     except MisconfigurationException as error:
-        raise Misused(str(error)) from error
+        raise Misused(str(error), trained=trainer.global_step > start) from error
     except dist.DistNetworkError as error:
         first = str(error).splitlines()[0]
         if trainer.strategy.launcher:  # the processes that it started would try for half an hour
@@ -230,5 +247,5 @@ def lightning_running(trainer: pl.Trainer) -> Iterator[None]:
         modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         *_, last = [module for module in modules if not module.startswith("torch.")]
         if last.startswith("lightning.pytorch.callbacks.") and not out_of_memory(error):
-            raise Misused(str(error)) from error
+            raise Misused(str(error), trained=trainer.global_step > start) from error
         raise
