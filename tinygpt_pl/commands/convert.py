@@ -11,7 +11,7 @@ from tinygpt_pl.exchange.huggingface import architecture_of, export_folder, impo
 from tinygpt_pl.runs.checkpoint import read_or_point, write_checkpoint
 from tinygpt_pl.runs.folder import find_checkpoint
 from tinygpt_pl.system.files import PARTIAL
-from tinygpt_pl.system.terminal import PROG, quoted
+from tinygpt_pl.system.terminal import program, quoted
 
 
 def build_parser(verb: str) -> Parser:
@@ -52,5 +52,5 @@ def import_model(args: Sequence[str], work: Work) -> None:
     total = sum(tensor.numel() for tensor in checkpoint.content["state_dict"].values())
     path = quoted(output)
     print(f"{output}: {total:,} parameters ({total / 1e6:.2f}M)")
-    print(f"generate text: {PROG} generate --ckpt_path {path}")
-    print(f"train it on: {PROG} fit --init_from {path} --data.corpus my.txt")
+    print(f"generate text: {program()} generate --ckpt_path {path}")
+    print(f"train it on: {program()} fit --init_from {path} --data.corpus my.txt")

@@ -13,7 +13,7 @@ from tinygpt_pl.commands.parser import VERBS, repeated
 from tinygpt_pl.system.loading import loading
 from tinygpt_pl.system.signals import ended_by_signals
 from tinygpt_pl.system.streams import close_output, secure_streams
-from tinygpt_pl.system.terminal import PROG, fail, warn
+from tinygpt_pl.system.terminal import called_as, fail, program, warn
 
 if TYPE_CHECKING:
     from tinygpt_pl.data import TextDataModule
@@ -67,6 +67,7 @@ def main(
         SystemExit: from the parser, with code 0 after a help text and 2 at a word that it does not understand.
     """
     args = sys.argv[1:] if args is None else args
+    called_as(sys.argv[0])
     secure_streams(training=list(args[:1]) == ["fit"] and not HELP & {*args})
     try:
         return _dispatch(args, Own(module, data))
@@ -92,14 +93,14 @@ def _dispatch(args: Sequence[str], own: Own) -> int:
 
 def _list_commands() -> None:
     """Print the commands, each with its help."""
-    print(f"usage: {PROG} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
+    print(f"usage: {program()} COMMAND --help", *(f"  {verb:10}{text}" for verb, text in VERBS.items()), sep="\n")
 
 
 def _command_meant(args: Sequence[str]) -> str:
     """A hint for words that begin with no command."""
     if args[0].startswith("-"):
         later = [word for word in args if word in COMMANDS]
-        return f"the command comes first: {PROG} {(later or ['COMMAND'])[0]} {args[0]} …"
+        return f"the command comes first: {program()} {(later or ['COMMAND'])[0]} {args[0]} …"
     words = {word: verb for verb, text in VERBS.items() for word in (*text.split(), verb)}  # train, a word of fit's
     close = difflib.get_close_matches(args[0].lower(), words, n=1, cutoff=0.75)
     return f"did you mean {words[close[0]]}?" if close else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tinygpt_pl.guards import Interrupted, Misused, Unhealthy
 from tinygpt_pl.runs.checkpoint import newest_sound
 from tinygpt_pl.system.machine import out_of_memory
-from tinygpt_pl.system.terminal import PROG, fail, quoted, refuse
+from tinygpt_pl.system.terminal import fail, program, quoted, refuse
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -57,7 +57,7 @@ class Work:
         sound = newest_sound(self.run_dir / "checkpoints") if self.run_dir else None
         if not sound:
             return ""
-        return f"iteration {sound[0]} is safe: {PROG} fit --ckpt_path {quoted(sound[1])}{change}"
+        return f"iteration {sound[0]} is safe: {program()} fit --ckpt_path {quoted(sound[1])}{change}"
 
 
 def carry_out(command: Callable[[Work], int | None]) -> int:
@@ -103,7 +103,7 @@ def _interrupted(stop: Interrupted, work: Work) -> int:
     """Print how to resume; the exit code is that of the signal, on rank 0."""
     if not work.first:
         return 0
-    print(f"{stop}; resume with: {PROG} fit --ckpt_path {quoted(stop.path)}", file=sys.stderr)
+    print(f"{stop}; resume with: {program()} fit --ckpt_path {quoted(stop.path)}", file=sys.stderr)
     return 128 + stop.signum
 
 

@@ -15,7 +15,7 @@ from jsonargparse.typing import Path_fr
 
 from tinygpt_pl.commands.counterparts import COUNTERPARTS
 from tinygpt_pl.system.files import decode_utf8
-from tinygpt_pl.system.terminal import PROG, refuse
+from tinygpt_pl.system.terminal import program, refuse
 
 VERBS = {
     "fit": "train a model, or resume a run with --ckpt_path last",
@@ -45,7 +45,7 @@ class Parser(ArgumentParser):
     @classmethod
     def of(cls, verb: str) -> "Parser":
         """The parser of a command, without options."""
-        return cls(prog=f"{PROG} {verb}", description=VERBS[verb], allow_abbrev=False)
+        return cls(prog=f"{program()} {verb}", description=VERBS[verb], allow_abbrev=False)
 
     def add_checkpoint(self) -> None:
         """Add the options that choose a checkpoint to read."""
@@ -92,7 +92,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Name the value, the rule and the way out, and exit with 2."""
         options = sorted(set(re.findall(r"--[\w.]+", self.format_help())))
-        if self.prog.startswith(PROG):
+        if self.prog.startswith(program()):
             way_out = self._way_out(message, options)
             hint = f"{way_out} All options: {self.prog} --help" if way_out else f"all options: {self.prog} --help"
         else:  # the parser of a callback or another class, which jsonargparse makes

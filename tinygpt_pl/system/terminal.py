@@ -9,10 +9,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-PROG = "python -m tinygpt_pl"
-
 PATIENCE = 5.0
 """Seconds that the other processes of a machine leave to the first to print what is wrong."""
+
+
+_program = "python -m tinygpt_pl"
+
+
+def program() -> str:
+    """The words with which a user calls this program."""
+    return _program
+
+
+def called_as(script: str) -> None:
+    """Note which file runs the command line: this package, or a script with classes of its own."""
+    global _program
+    own = script.endswith(".py") and os.path.basename(script) != "__main__.py"
+    _program = f"python {quoted(Path(script))}" if own else "python -m tinygpt_pl"
 
 
 def quoted(path: Path) -> str:

@@ -21,7 +21,7 @@ from tinygpt_pl.module import TinyGPT
 from tinygpt_pl.optim import decay_groups, schedule_flaw
 from tinygpt_pl.runs.checkpoint import DamagedCheckpoint, peek
 from tinygpt_pl.runs.folder import checkpoint_path
-from tinygpt_pl.system.terminal import PROG, quoted, say
+from tinygpt_pl.system.terminal import program, quoted, say
 from tinygpt_pl.training.curve import Curve
 from tinygpt_pl.training.evaluation import split_losses
 
@@ -126,8 +126,8 @@ class Table(Callback):
             lines += [
                 f"best: iter {iteration} | val {loss:.4f} | {path}",
                 f"average probability of the true next {self.data.tokenizer.unit}: {math.exp(-loss):.4f}",
-                f"evaluate on the whole validation split: {PROG} test --ckpt_path {quoted(path)}",
-                f"generate text: {PROG} generate --ckpt_path {quoted(path)}",
+                f"evaluate on the whole validation split: {program()} test --ckpt_path {quoted(path)}",
+                f"generate text: {program()} generate --ckpt_path {quoted(path)}",
             ]
         say(*lines, self.data.offline_notice)
 
