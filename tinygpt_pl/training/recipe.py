@@ -71,7 +71,7 @@ def recipe_callbacks(
     """The callbacks of a run, for `make_trainer`.
 
     Args:
-        run_dir: the folder of the run, which is made if it is not there.
+        run_dir: the folder of the run; without `settings` it is made if it is not there.
         data: the text, which is set up here if it has not been.
         config: the run as a whole.
         start: what it starts from.
@@ -90,7 +90,8 @@ def recipe_callbacks(
         raise ValueError(f"{run_dir} holds a run already; give another folder")
     if data.seed != config.seed_everything:
         raise ValueError(f"the seed of the data is {data.seed}, and that of the run {config.seed_everything}")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if settings is None:
+        run_dir.mkdir(parents=True, exist_ok=True)
     data.setup()
     quieten()
     fresh = start.kind == "scratch"
