@@ -44,6 +44,10 @@ class MyGPT(TinyGPT):
         return loss + self.share * F.cross_entropy(further.flatten(0, 1), batch[1][:, 1:].flatten())
 
 
+class Another(TinyGPT):
+    """Computes what TinyGPT does, and takes no argument of MyGPT's."""
+
+
 class MyText(TextDataModule):
     """Is evaluated on the validation split alone."""
 
@@ -92,5 +96,17 @@ def test_classes_of_ones_own_are_trained_resumed_and_used(
     code, _, err = cli("fit", f"--ckpt_path={LAST}", LONGER)
     assert code == 2
     assert f"{message}, and only there it can be trained on" in err
-    code, _, err = cli("test", f"--ckpt_path={LAST}")
-    assert f"WARNING: {message}: what its classes do in another way than TinyGPT is left out here" in err
+    for verb in ("test", "generate"):
+        assert main([verb, f"--ckpt_path={LAST}"], module=Another) == 2
+        assert f"{message}, which alone can build its model" in capsys.readouterr().err
+
+
+def test_weights_that_fit_are_used_with_a_warning(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By every command but one that trains on."""
+    assert main(["fit", *small(text_file)], module=Another) == 0
+    capsys.readouterr()
+    warning = f"WARNING: {LAST} is of a script that calls main(module=Another): what its classes do in another way than"
+    for command in (["test"], ["generate", "--max_new_tokens=5"], ["validate"], ["export", "--output_dir=exported"]):
+        assert main([*command, f"--ckpt_path={LAST}"]) == 0
+        assert warning in capsys.readouterr().err
+    assert main(["fit", *small(text_file), f"--init_from={LAST}"]) == 0

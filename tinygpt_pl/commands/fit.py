@@ -89,7 +89,8 @@ def make_module(settings: Settings, data: TextDataModule, start: Start) -> TinyG
     )
     if start.checkpoint:
         stored, fresh = start.checkpoint.content["state_dict"], module.state_dict()
-        check_weights(*({name: of[name] for name in of if _shared(name, stored, fresh)} for of in (stored, fresh)))
+        with settings.own.building(start.checkpoint):
+            check_weights(*({name: of[name] for name in of if _shared(name, stored, fresh)} for of in (stored, fresh)))
     return module
 
 
