@@ -34,6 +34,28 @@ def test_a_csv_file_has_the_whole_curve_of_a_run_that_resumes(cli: Run, text_fil
     assert settings["trainer"]["max_steps"] == 12
 
 
+@pytest.mark.filterwarnings("ignore")  # those of the libraries that MLflow uses
+def test_mlflow_has_every_metric_at_its_step_and_goes_on_with_its_own_run(
+    cli: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real MLflow, where one is installed: pip install mlflow."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli("fit", *small(text_file, trainer__logger="mlflow"))[0] == 0
+    assert cli("fit", *small(text_file, trainer__logger="mlflow"))[0] == 0
+    code, _, err = cli("fit", "--ckpt_path=last", LONGER)
+    assert code == 0, err
+    client = mlflow.MlflowClient(f"sqlite:///{Path('lightning_logs').resolve()}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'tinygpt_pl'")
+    second, first = client.search_runs([experiment.experiment_id])
+    assert (first.info.run_name, second.info.run_name) == ("version_0", "version_1")
+    assert first.data.params["trainer/max_steps"] == "10"
+    for run, folder in ((first, RUN), (second, Path("lightning_logs/version_1"))):
+        for tag, rows in read_history(folder).rows.items():
+            logged = {row.step: row.value for row in client.get_metric_history(run.info.run_id, tag)}
+            assert logged == pytest.approx(rows), tag
+
+
 def test_several_are_a_list(cli: Run, text_file: Path) -> None:
     options = small(text_file, trainer__logger='[csv, {"class_path": "CSVLogger", "init_args": {"save_dir": "mine"}}]')
     code, _, err = cli("fit", *options)

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import INIT_STD
@@ -25,7 +24,7 @@ from tinygpt_pl.system.files import replacing
 from tinygpt_pl.system.terminal import say
 from tinygpt_pl.training.events import CHARTS, EventLogger, log_text
 from tinygpt_pl.training.lightning_internals import set_counters
-from tinygpt_pl.training.loggers import write_again
+from tinygpt_pl.training.loggers import begin
 from tinygpt_pl.training.settings import written_down
 
 
@@ -87,10 +86,8 @@ class RunRecord(Callback):
                     logger.lay_out(CHARTS)
                     logger.log_hparams(settings)
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                write_again(logger, self.history)
             if not isinstance(logger, EventLogger):
-                logger.log_hyperparams(settings)
+                begin(logger, settings, self.history)
 
     def _facts(self, trainer: pl.Trainer, module: TinyGPT) -> dict[str, Any]:
         config, splits, device = module.gpt.config, self.data.splits, module.device

@@ -144,8 +144,9 @@ def _from_recipe(recipe: Sequence[Callback], accumulate: int, logger: Any, plugi
             given: list[Any] = (
                 [] if logger in (None, True) else [logger] if isinstance(logger, Logger | str) else [*logger]
             )
-            others = [one if isinstance(one, Logger) else named_logger(one, callback.run_dir) for one in given]
-            logger = [EventLogger(callback.run_dir, purge_step=callback.purge_step), *others]
+            run, resumes = callback.run_dir, callback.purge_step is not None
+            others = [one if isinstance(one, Logger) else named_logger(one, run, resumes=resumes) for one in given]
+            logger = [EventLogger(run, purge_step=callback.purge_step), *others]
         elif isinstance(callback, LastCheckpoint):
             plugins = [callback.files, *plugins]
     return {**asked, "logger": logger, "plugins": plugins}
