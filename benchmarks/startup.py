@@ -41,8 +41,8 @@ def child(config: str, begun: float) -> None:
     marks.append(time.time())
 
     from tinygpt_pl.commands import fit as command
+    from tinygpt_pl.commands.classes import DEFAULT
     from tinygpt_pl.commands.outcome import Work
-    from tinygpt_pl.commands.own import PACKAGE
     from tinygpt_pl.training import make_trainer
 
     marks.append(time.time())
@@ -69,7 +69,7 @@ def child(config: str, begun: float) -> None:
             return trainer
 
         vars(command).update(load_data=loaded, make_trainer=made)
-        command.fit(words, Work(), PACKAGE)
+        command.fit(words, Work(), DEFAULT)
     parts = [end - start for start, end in itertools.pairwise(marks)]
     print(json.dumps(parts[: len(PARTS)]))
 

@@ -53,17 +53,17 @@ def test_each_change_is_a_few_lines_of_one_file() -> None:
 
 
 CLASSES = {
-    "Another attention in the block": ["--model.reach=3"],
-    "Another term in the loss": ["--model.z_loss=0.01"],
+    "Another attention": ["--model.reach=3"],
+    "Another loss term": ["--model.z_loss=0.01"],
     "Another optimizer": [],
     "Another schedule": [],
     "A metric": [],
-    "A model of your own in our LightningModule": [],
+    "Another model in TinyGPT": [],
 }
 
 
 @pytest.mark.parametrize("heading", CLASSES)
-def test_a_class_of_ones_own_trains_resumes_and_writes(script: Script, cli: Run, text_file: Path, heading: str) -> None:
+def test_a_subclass_trains_resumes_and_generates(script: Script, cli: Run, text_file: Path, heading: str) -> None:
     """With the same bits whether it was stopped or not, and other ones than TinyGPT."""
     settings = {"model__optim__max_iters": 12}
     own = CLASSES[heading]
@@ -89,7 +89,7 @@ def test_a_class_of_ones_own_trains_resumes_and_writes(script: Script, cli: Run,
 
 def test_a_local_attention_sees_no_further_than_its_reach(script: Script, text_file: Path) -> None:
     """Through `reach` times the layers: here three positions, and one layer."""
-    assert script("Another attention in the block", "fit", *small(text_file), "--model.reach=3")[0] == 0
+    assert script("Another attention", "fit", *small(text_file), "--model.reach=3")[0] == 0
     classes = runpy.run_path("mine.py")
     module = classes["LocalGPT"](**read_checkpoint(LAST).content["hyper_parameters"]).eval()
     idx = torch.zeros(1, 8, dtype=torch.long)
@@ -151,7 +151,7 @@ def test_our_model_in_a_module_of_somebody_else(
     shakespeare_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TINYGPT_CACHE", str(shakespeare_cache))
-    code = CHANGES["Our model in somebody else's LightningModule"]
+    code = CHANGES["GPT in another LightningModule"]
     code = code.replace("max_steps=100, val_check_interval=50", "max_steps=3, val_check_interval=3, logger=False")
     names: dict[str, Any] = {}
     exec(code, names)

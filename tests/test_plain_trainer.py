@@ -154,4 +154,4 @@ def test_a_checkpoint_without_a_vocabulary_is_refused_for_that(cli: Run, tmp_pat
     trainer.save_checkpoint(tmp_path / "bare.ckpt", weights_only=True)
     code, _, err = cli("generate", f"--ckpt_path={tmp_path / 'bare.ckpt'}")
     assert code == 2
-    assert "bare.ckpt has no vocabulary: it is that of a model not made by TinyGPT.for_data(data)" in err
+    assert "bare.ckpt has no vocabulary; build the model with TinyGPT.for_data(data)" in err

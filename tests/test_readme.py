@@ -75,7 +75,9 @@ def test_the_python_code_runs(
     assert re.fullmatch(r"torch.Size\(\[1, 6, 27\]\) next: .*\nto be [a-z ]{50}\n", capsys.readouterr().out)
 
 
-@pytest.mark.slow
+SHORT = ["--data.eval_coverage=sampled", "--data.eval_iters=1"]
+
+
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_the_run_from_python_has_the_bits_of_fit(
     cli: Run, shakespeare_cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,8 +86,10 @@ def test_the_run_from_python_has_the_bits_of_fit(
     monkeypatch.setenv("TINYGPT_CACHE", str(shakespeare_cache))
     *_, script = re.findall(CODE, README, re.DOTALL | re.MULTILINE)
     assert len([line for line in script.splitlines() if line]) <= 15
-    exec(script.replace("max_steps=2000", "max_steps=4"), {})
-    assert cli("fit", "--config=small", "--trainer.max_steps=4")[0] == 0
+    quick = script.replace('eval_coverage="full"', "eval_iters=1").replace("max_steps=2000", "max_steps=4")
+    exec(quick, {})
+    code, _, err = cli("fit", "--config=small", "--trainer.max_steps=4", *SHORT)
+    assert code == 0, err
     script_run, fit_run = Path("lightning_logs/from-python"), Path("lightning_logs/version_0")
     assert_same(outcome(script_run), outcome(fit_run))
     ours, theirs = (yaml.safe_load((run / "config.yaml").read_text()) for run in (script_run, fit_run))

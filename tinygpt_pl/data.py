@@ -81,7 +81,7 @@ class TextDataModule(pl.LightningDataModule):
         """
         super().__init__()
         self.arguments: dict[str, Any] = {}
-        """What it was made with, arguments of a subclass included."""
+        """Arguments of the constructor, with those of a subclass."""
         for given in collect_init_args(inspect.currentframe(), [], classes=(TextDataModule,)):  # type: ignore[arg-type]
             self.arguments |= given
         for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):

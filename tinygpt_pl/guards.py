@@ -32,15 +32,15 @@ class Interrupted(Exception):
 class Misused(Exception):
     """A callback or plugin of the user's that Lightning cannot use, found while it runs."""
 
-    def __init__(self, message: str, *, trained: bool = False) -> None:
-        """Say what cannot be used.
+    def __init__(self, message: str, code: int = 1) -> None:
+        """Keep the exit code.
 
         Args:
             message: what is wrong.
-            trained: whether optimizer steps were taken before that was found.
+            code: 2 for a wrong setting that was found before the first optimizer step, else 1.
         """
         super().__init__(message)
-        self.trained = trained
+        self.code = code
 
 
 def expected_start(vocab_size: int) -> float:

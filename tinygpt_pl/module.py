@@ -178,7 +178,7 @@ class TinyGPT(pl.LightningModule):
         return loss
 
     def loss_of(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch in nats per token, in training and evaluation: what a loss of your own overrides."""
+        """Mean loss of a batch in nats per token, for training and evaluation; override it to change the loss."""
         _, loss = self.gpt(*batch)
         assert isinstance(loss, Tensor)
         return loss
@@ -241,13 +241,13 @@ class TinyGPT(pl.LightningModule):
         return scheduled_lr(it, self.optim, int(end))
 
     @property
-    def own_schedule(self) -> bool:
-        """Whether a subclass sets learning rates in another way than `optim` says."""
-        return type(self).lr_at is not TinyGPT.lr_at or self.own_optimizer
+    def custom_schedule(self) -> bool:
+        """Whether a subclass overrides the schedule of `optim`."""
+        return type(self).lr_at is not TinyGPT.lr_at or self.custom_optimizer
 
     @property
-    def own_optimizer(self) -> bool:
-        """Whether a subclass brings an optimizer of its own."""
+    def custom_optimizer(self) -> bool:
+        """Whether a subclass overrides `configure_optimizers`."""
         return type(self).configure_optimizers is not TinyGPT.configure_optimizers
 
     @property
@@ -268,7 +268,7 @@ class TinyGPT(pl.LightningModule):
 
         A subclass with `configure_optimizers` of its own keeps what the checkpoint has.
         """
-        if self.own_optimizer:
+        if self.custom_optimizer:
             return
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
@@ -323,7 +323,7 @@ class TinyGPT(pl.LightningModule):
         self.check_steps()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See that there is something to save, and name a class of one's own, whose checkpoints TinyGPT cannot use."""
+        """Check the steps before they are saved, and add the name of a subclass, which TinyGPT cannot replace."""
         self.check_steps()
         if type(self) is not TinyGPT:
             checkpoint["module"] = type(self).__qualname__

@@ -46,5 +46,5 @@ def test_early_stopping_says_when_and_why_it_stopped(cli: Run, text_file: Path) 
         "fit", *options, *callback, "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1"
     )
     assert code == 0, err
-    assert "NOTE: a callback has ended the run at iteration 2 of 10: Monitored metric eval/val_loss did not impr" in out
+    assert "NOTE: a callback stopped the run at iteration 2 of 10: Monitored metric eval/val_loss did not impr" in out
     assert cli("fit", "--ckpt_path=last", *callback)[0] == 0

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinygpt_pl.commands.classes import DEFAULT
 from tinygpt_pl.commands.outcome import Work
-from tinygpt_pl.commands.own import PACKAGE
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.exchange.huggingface import architecture_of, export_folder, import_folder
 from tinygpt_pl.runs.checkpoint import read_or_point, write_checkpoint
@@ -33,7 +33,7 @@ def export_checkpoint(args: Sequence[str], work: Work) -> None:
     if folder.exists() and (not folder.is_dir() or any(file.suffix != PARTIAL for file in folder.iterdir())):
         raise ValueError(f"{folder} is there already, and not an empty folder; give another --output_dir")
     checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
-    PACKAGE.check(checkpoint)  # transformers knows no class of one's own
+    DEFAULT.check(checkpoint)  # transformers has no such subclass
     architecture_of(checkpoint.gpt)
     work.begin()
     export_folder(checkpoint, folder)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import lightning.pytorch as pl
 from torch import Tensor
 
+from tinygpt_pl.commands.classes import Classes
 from tinygpt_pl.commands.outcome import Work
-from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.settings import Settings, offline_notice, read_settings
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import parameter_count
@@ -23,10 +23,10 @@ from tinygpt_pl.training.resume import changes, check_run, check_state
 from tinygpt_pl.training.trainer import check_split, lightning_running, make_trainer
 
 
-def fit(args: Sequence[str], work: Work, own: Own) -> None:
+def fit(args: Sequence[str], work: Work, classes: Classes) -> None:
     """Train a model."""
     quieten()
-    settings, start = read_settings("fit", args, own)
+    settings, start = read_settings("fit", args, classes)
     data = load_data(settings, start)
     run_dir, beyond = place_run(start, settings.run_dir)
     if start.resumed:
@@ -67,7 +67,7 @@ def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataM
     """The text, encoded by the tokenizer of the checkpoint if there is one; `stage` is Lightning's."""
     known = start.checkpoint.tokenizer if start.checkpoint else None
     seed = settings.run.seed_everything
-    build = settings.own.data or TextDataModule
+    build = settings.classes.data or TextDataModule
     data = build(**settings.data, block_size=settings.gpt.block_size, seed=seed, known=known)
     with ended_by_signals():
         data.setup(stage)
@@ -81,26 +81,26 @@ def load_data(settings: Settings, start: Start, stage: str = "fit") -> TextDataM
 
 
 def make_module(settings: Settings, data: TextDataModule, start: Start) -> TinyGPT:
-    """The model with fresh weights; its `gpt` has the names and shapes of those of the checkpoint if there is one."""
+    """Build the model with fresh weights, and check that those of the checkpoint, if there is one, fit its `gpt`."""
     pl.seed_everything(settings.run.seed_everything, verbose=False)
     gpt = dataclasses.replace(settings.gpt, vocab_size=data.tokenizer.vocab_size)
-    module = (settings.own.module or TinyGPT)(
+    module = (settings.classes.module or TinyGPT)(
         gpt=gpt, optim=settings.optim, tokenizer=data.tokenizer, **settings.module
     )
     if start.checkpoint:
         stored, fresh = start.checkpoint.content["state_dict"], module.state_dict()
-        with settings.own.building(start.checkpoint):
+        with settings.classes.building(start.checkpoint):
             check_weights(*({name: of[name] for name in of if _shared(name, stored, fresh)} for of in (stored, fresh)))
     return module
 
 
 def _shared(name: str, stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> bool:
-    """Whether a weight has to be in both; a head that a class of one's own adds may be in one alone."""
+    """Whether a weight must be in both; a head added by a subclass may be in only one."""
     return name.startswith("gpt.") or (name in stored and name in fresh)
 
 
 def load_weights(checkpoint: Checkpoint, module: TinyGPT) -> None:
-    """Put the weights of a checkpoint in place of fresh ones, where the module has such."""
+    """Load the weights that checkpoint and module have in common."""
     module.load_state_dict(checkpoint.hand_over()["state_dict"], strict=False)
 
 

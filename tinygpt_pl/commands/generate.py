@@ -16,9 +16,9 @@ from jsonargparse import set_parsing_settings
 from torch import Tensor
 from tqdm import tqdm
 
+from tinygpt_pl.commands.classes import Classes
 from tinygpt_pl.commands.ensemble import read_ensemble
 from tinygpt_pl.commands.outcome import Work
-from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.parser import Parser
 from tinygpt_pl.generation.sampling import SamplingConfig, stream
 from tinygpt_pl.generation.stream import Sample
@@ -71,7 +71,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def generate_text(args: Sequence[str], work: Work, own: Own) -> None:
+def generate_text(args: Sequence[str], work: Work, classes: Classes) -> None:
     """Read the prompt and the model, and write what it draws."""
     config = build_parser().parse_args(args)
     for name, least in (("max_new_tokens", 0), ("num_samples", 1)):
@@ -82,9 +82,9 @@ def generate_text(args: Sequence[str], work: Work, own: Own) -> None:
     sampling = SamplingConfig(**{field.name: config[field.name] for field in fields(SamplingConfig)})
     prompt = prompt_of(config.prompt, config.prompt_file)
     checkpoint = read_or_point(find_checkpoint(config.ckpt_path, config.run_dir))
-    own.check(checkpoint)
-    gpt, tokenizer = own.model_of(checkpoint)
-    gpt, name = read_ensemble(checkpoint, gpt, config.ensemble, own)
+    gpt, tokenizer = classes.load_model(checkpoint)
+    classes.check(checkpoint)
+    gpt, name = read_ensemble(checkpoint, gpt, config.ensemble, classes)
     idx = prompt_ids(prompt, tokenizer).expand(config.num_samples, -1)  # (B, T)
     seed = secrets.randbits(32) if config.seed is None else config.seed
     device = find_device(config.accelerator)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from tinygpt_pl.commands.classes import Classes
 from tinygpt_pl.commands.outcome import Work, carry_out
-from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.parser import VERBS, repeated
 from tinygpt_pl.system.loading import loading
 from tinygpt_pl.system.signals import ended_by_signals
@@ -34,7 +34,7 @@ TRAINING = {"fit", "validate", "test"}
 """Commands with a Trainer, which looks after signals itself."""
 
 MODELS = {*TRAINING, "generate"}
-"""Commands that build the model of a checkpoint or settings, and so know what to do with a class of one's own."""
+"""Commands that build a model, and so use the subclasses given to `main`."""
 
 HELP = {"-h", "--help"}
 """Options that print a help text and end the command."""
@@ -56,8 +56,8 @@ def main(
 
     Args:
         args: its words; those of the shell if left out.
-        module: a class of one's own in place of TinyGPT; its further arguments become options, `--model.name`.
-        data: one in place of TextDataModule; likewise, `--data.name`.
+        module: a subclass to use instead of TinyGPT; its added arguments become options, `--model.name`.
+        data: a subclass to use instead of TextDataModule; its added arguments become `--data.name`.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for a wrong setting or file, 3 for a curve that shows a fault, and
@@ -70,12 +70,12 @@ def main(
     called_as(sys.argv[0])
     secure_streams(training=list(args[:1]) == ["fit"] and not HELP & {*args})
     try:
-        return _dispatch(args, Own(module, data))
+        return _dispatch(args, Classes(module, data))
     finally:
         close_output()
 
 
-def _dispatch(args: Sequence[str], own: Own) -> int:
+def _dispatch(args: Sequence[str], classes: Classes) -> int:
     if not args or args[0] in HELP:
         return carry_out(lambda work: _list_commands()) or (0 if args else 2)
     verb, *options = args
@@ -86,9 +86,9 @@ def _dispatch(args: Sequence[str], own: Own) -> int:
     for name in repeated(options) if first else ():
         warn(f"{name} is given twice; the last one counts")
     if verb in TRAINING:
-        return carry_out(lambda work: _run(verb, options, work, own))
+        return carry_out(lambda work: _run(verb, options, work, classes))
     with ended_by_signals():
-        return carry_out(lambda work: _run(verb, options, work, own))
+        return carry_out(lambda work: _run(verb, options, work, classes))
 
 
 def _list_commands() -> None:
@@ -106,12 +106,12 @@ def _command_meant(args: Sequence[str]) -> str:
     return f"did you mean {words[close[0]]}?" if close else ""
 
 
-def _run(verb: str, options: Sequence[str], work: Work, own: Own) -> int | None:
+def _run(verb: str, options: Sequence[str], work: Work, classes: Classes) -> int | None:
     for name in (*RANKS, *SIZES) if verb in TRAINING else ():
         if not os.environ.get(name, "0").isdecimal():
             raise ValueError(f"{name} must be a number, got {os.environ[name]!r}; unset it")
     module, function = COMMANDS[verb]
     with loading():
         command = getattr(import_module(f"tinygpt_pl.commands.{module}"), function)
-    code: int | None = command(options, work, own) if verb in MODELS else command(options, work)
+    code: int | None = command(options, work, classes) if verb in MODELS else command(options, work)
     return code

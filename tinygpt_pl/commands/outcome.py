@@ -74,7 +74,7 @@ def carry_out(command: Callable[[Work], int | None]) -> int:
         return work.fail(str(error), change=_slower(work.trainer), shared=True)
     except Misused as error:
         failed = work.fail(str(error), hint=False, shared=True)
-        return 2 if failed and not error.trained else failed
+        return error.code if failed else 0
     except ValueError as error:
         if work.trainer:  # a fault of the program, or of a callback of the user's: its place is needed
             raise

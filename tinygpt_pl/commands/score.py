@@ -7,10 +7,10 @@ from contextlib import redirect_stdout
 
 import lightning.pytorch as pl
 
+from tinygpt_pl.commands.classes import Classes
 from tinygpt_pl.commands.ensemble import read_ensemble
 from tinygpt_pl.commands.fit import load_data, load_weights, make_module
 from tinygpt_pl.commands.outcome import Work
-from tinygpt_pl.commands.own import Own
 from tinygpt_pl.commands.settings import read_settings
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.module import TinyGPT
@@ -21,9 +21,9 @@ from tinygpt_pl.training.evaluation import split_losses
 from tinygpt_pl.training.trainer import check_split, lightning_running, make_trainer
 
 
-def validate(args: Sequence[str], work: Work, own: Own) -> None:
+def validate(args: Sequence[str], work: Work, classes: Classes) -> None:
     """Print the line of the table again."""
-    checkpoint, module, data, trainer, name = _prepare("validate", args, own)
+    checkpoint, module, data, trainer, name = _prepare("validate", args, classes)
     work.begin(trainer)
     with redirect_stdout(sys.stderr), lightning_running(trainer):  # Lightning prints its bar to the output
         trainer.validate(module, data, verbose=False)
@@ -32,9 +32,9 @@ def validate(args: Sequence[str], work: Work, own: Own) -> None:
         say(f"iter {checkpoint.iteration} | {losses} | {name}")
 
 
-def test(args: Sequence[str], work: Work, own: Own) -> None:
+def test(args: Sequence[str], work: Work, classes: Classes) -> None:
     """Print the loss over the whole validation split in the units of the field, and what part of the text that is."""
-    checkpoint, module, data, trainer, name = _prepare("test", args, own)
+    checkpoint, module, data, trainer, name = _prepare("test", args, classes)
     work.begin(trainer)
     with redirect_stdout(sys.stderr), lightning_running(trainer):
         trainer.test(module, data, verbose=False)
@@ -54,15 +54,17 @@ def test(args: Sequence[str], work: Work, own: Own) -> None:
         )
 
 
-def _prepare(verb: str, args: Sequence[str], own: Own) -> tuple[Checkpoint, TinyGPT, TextDataModule, pl.Trainer, str]:
+def _prepare(
+    verb: str, args: Sequence[str], classes: Classes
+) -> tuple[Checkpoint, TinyGPT, TextDataModule, pl.Trainer, str]:
     quieten()
-    settings, start = read_settings(verb, args, own)
+    settings, start = read_settings(verb, args, classes)
     print(*settings.notes, sep="\n", end="\n" if settings.notes else "", file=sys.stderr)
     assert start.checkpoint
     data = load_data(settings, start, verb)
     module = make_module(settings, data, start)
     load_weights(start.checkpoint, module)
-    module.gpt, name = read_ensemble(start.checkpoint, module.gpt, settings.config.get("ensemble", []), own)
+    module.gpt, name = read_ensemble(start.checkpoint, module.gpt, settings.config.get("ensemble", []), classes)
     known, before = start.checkpoint.content["corpus"]["sha256"], settings.before
     if before and before.data.corpus == settings.config.data.corpus and known != data.corpus_sha256:
         warn(f"{data.corpus_name} has changed since the run was trained on it: the losses do not compare")

@@ -17,8 +17,8 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinygpt_pl.commands import strict_yaml
+from tinygpt_pl.commands.classes import DEFAULT, Classes
 from tinygpt_pl.commands.configs import StackedFiles, find_config
-from tinygpt_pl.commands.own import PACKAGE, Own
 from tinygpt_pl.commands.parser import Parser, plain
 from tinygpt_pl.data import TextDataModule
 from tinygpt_pl.gpt import GPTConfig
@@ -49,7 +49,7 @@ class Settings:
     """All settings of a command, checked."""
 
     parser: Parser
-    own: Own
+    classes: Classes
     config: Namespace
     """Plain values, as they are written down."""
     before: Namespace | None
@@ -58,9 +58,9 @@ class Settings:
     gpt: GPTConfig
     optim: OptimConfig
     module: dict[str, Any]
-    """Arguments of a module of one's own, besides those of TinyGPT."""
+    """Arguments that a subclass of TinyGPT adds."""
     data: dict[str, Any]
-    """Arguments of TextDataModule, or of one of one's own."""
+    """Arguments of TextDataModule or its subclass."""
     trainer: dict[str, Any]
     """Arguments of `make_trainer`, classes of the user's own as objects."""
     notes: tuple[str, ...]
@@ -85,7 +85,7 @@ def offline_notice(config: str) -> str:
     return next((line.removeprefix("# ") for line in config.splitlines() if line.startswith("# NOTE: ")), "")
 
 
-def build_parser(verb: str, own: Own = PACKAGE) -> Parser:
+def build_parser(verb: str, classes: Classes = DEFAULT) -> Parser:
     """The options of `fit`, `validate` or `test`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     strict_yaml.use()
@@ -110,36 +110,36 @@ def build_parser(verb: str, own: Own = PACKAGE) -> Parser:
         help="folder of the run; lightning_logs/version_N, or the checkpoint's, if left out",
     )
     parser.add_argument("--auto", type=list[str] | None, help="settings left to the machine; a run writes them down")
-    if own.module:
-        parser.add_class_arguments(own.module, "model", skip={"gpt", "optim", "tokenizer"}, instantiate=False)
+    if classes.module:
+        parser.add_class_arguments(classes.module, "model", skip={"gpt", "optim", "tokenizer"}, instantiate=False)
     parser.add_class_arguments(GPTConfig, "model.gpt", skip={"vocab_size"})
     parser.add_class_arguments(OptimConfig, "model.optim")
-    data, known = own.data or TextDataModule, {"block_size", "seed", "known"}
+    data, known = classes.data or TextDataModule, {"block_size", "seed", "known"}
     parser.add_class_arguments(data, "data", skip=known, instantiate=False)
     parser.add_function_arguments(make_trainer, "trainer", skip={"recipe"}, sub_configs=True)
     return parser
 
 
-def read_settings(verb: str, args: Sequence[str], own: Own = PACKAGE) -> tuple[Settings, Start]:
+def read_settings(verb: str, args: Sequence[str], classes: Classes = DEFAULT) -> tuple[Settings, Start]:
     """Parse the words of a command, and read the checkpoint that they name.
 
     Args:
         verb: the command.
         args: its words.
-        own: the classes that it works with.
+        classes: the module and data classes.
 
     Raises:
         ValueError: for a setting, a file or a checkpoint that is wrong.
         OSError: if a file cannot be read.
     """
-    parser = build_parser(verb, own)
+    parser = build_parser(verb, classes)
     config, before = parser.parse_args(args), None
     _check_order(parser, args, config)
     start = _find_start(verb, config)
     if start.checkpoint:
-        own.check(start.checkpoint, trains=verb == "fit" and start.kind == "resume")
+        classes.check(start.checkpoint, trains=verb == "fit" and start.kind == "resume")
         settings, held = _brought(start, start.checkpoint)
-        if own.lacks(start.checkpoint):
+        if classes.missing(start.checkpoint):
             known = parser.get_defaults()
             for group in ("model", "data"):
                 settings[group] = {name: of for name, of in settings[group].items() if f"{group}.{name}" in known}
@@ -176,7 +176,7 @@ def read_settings(verb: str, args: Sequence[str], own: Own = PACKAGE) -> tuple[S
     others = {name: value for name, value in config.model.as_dict().items() if name not in ("gpt", "optim")}
     made = Settings(
         parser=parser,
-        own=own,
+        classes=classes,
         config=config,
         before=before,
         run=_run_config(config),

@@ -46,8 +46,8 @@ class Setup:
     """Batches that an evaluation of a split takes, in units of one step's batch."""
     sampled: bool = False
     """Whether an evaluation draws its windows at random; if not, it takes all windows of the validation split."""
-    own_schedule: bool = False
-    """Whether a class of one's own sets the learning rates, so that `optim` does not say what they are."""
+    custom_schedule: bool = False
+    """Whether a subclass overrides the schedule of `optim`."""
     table_losses: tuple[float, float] | None = None
     """Validation loss of a unigram and of a bigram table, if known."""
 
@@ -83,7 +83,7 @@ class Setup:
             dropout=config["model"]["gpt"]["dropout"],
             clip=trainer["gradient_clip_val"] or None,
             sampled=config["data"]["eval_coverage"] == "sampled",
-            own_schedule=facts.get("own_schedule", False),  # which older files lack
+            custom_schedule=facts.get("custom_schedule", False),  # which older files lack
             table_losses=(facts["table_losses"]["singles"], facts["table_losses"]["pairs"]),
         )
 

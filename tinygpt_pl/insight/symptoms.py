@@ -47,7 +47,7 @@ def off_schedule(history: History) -> Finding | None:
     """The learning rate does not follow the schedule."""
     for it, lr in history.curve("optim/lr"):
         setup = history.setup(it)
-        if setup.own_schedule:
+        if setup.custom_schedule:
             continue
         schedule, due = setup.optim.schedule, scheduled_lr(it, setup.optim, setup.max_steps)
         if not math.isclose(lr, due, rel_tol=0.006):  # a rate printed with three digits is off by up to 0.5%

@@ -78,7 +78,7 @@ UNRECORDED: dict[str, Any] = {
     "val_loss": math.nan,
     "events": {},
 }
-"""What stands in for the content that a checkpoint lacks which a Trainer has saved without the recipe's callbacks."""
+"""Values for the content that a checkpoint lacks if its Trainer had no callbacks of the recipe."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -96,7 +96,7 @@ class Checkpoint:
     gpt: GPTConfig
     tokenizer: Tokenizer
     lacking: tuple[str, ...] = ()
-    """Parts of the content that the file does not have, without which no run can resume."""
+    """Content that the file lacks; a run cannot resume without it."""
 
     @property
     def iteration(self) -> int:
@@ -175,10 +175,10 @@ def _load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
 
 
 def _check_origin(path: Path, content: Any) -> tuple[str, ...]:
-    """See that a file was written by a TinyGPT, and if by a run, in a format that this version reads.
+    """Check that a file is a checkpoint of a TinyGPT, in a format that this version reads.
 
     Returns:
-        What it lacks, if its Trainer had no callbacks of the recipe.
+        The content that it lacks, if its Trainer had no callbacks of the recipe.
     """
     stranger = ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
@@ -195,7 +195,7 @@ def _check_origin(path: Path, content: Any) -> tuple[str, ...]:
     if not isinstance(arguments, dict) or not {"gpt", "tokenizer"} <= arguments.keys():
         raise stranger
     if arguments["tokenizer"] is None:
-        raise ValueError(f"{path} has no vocabulary: it is that of a model not made by TinyGPT.for_data(data)")
+        raise ValueError(f"{path} has no vocabulary; build the model with TinyGPT.for_data(data)")
     return tuple(name for name in UNRECORDED if name not in content)
 
 

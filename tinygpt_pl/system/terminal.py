@@ -17,12 +17,12 @@ _program = "python -m tinygpt_pl"
 
 
 def program() -> str:
-    """The words with which a user calls this program."""
+    """The command that runs this program."""
     return _program
 
 
 def called_as(script: str) -> None:
-    """Note which file runs the command line: this package, or a script with classes of its own."""
+    """Set the command from sys.argv[0]: a script that calls `main`, or this package."""
     global _program
     own = script.endswith(".py") and os.path.basename(script) != "__main__.py"
     _program = f"python {quoted(Path(script))}" if own else "python -m tinygpt_pl"

@@ -212,9 +212,10 @@ class BPETokenizer:
 Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
-"""Each by the kind that is asked for, and that checkpoints store: a token for each character of the text, one for each
-byte, or byte-pair encoding. One that is added here is a dataclass of plain data with their attributes and methods,
-`from_texts` as BPETokenizer has it among them; its token files are made again only under another kind.
+"""Tokenizer classes by kind, the name used in settings and checkpoints.
+
+A tokenizer that you add is a dataclass of plain data with the attributes and methods of BPETokenizer. Token files are
+cached by kind: if you change how it encodes, change its kind.
 """
 
 

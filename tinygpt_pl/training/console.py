@@ -49,10 +49,10 @@ def _report_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 def stopped_early(trainer: pl.Trainer) -> str:
-    """Say that a callback has ended a run before its time, and which if it is Lightning's EarlyStopping."""
+    """Report that a callback stopped the run early, with the reason if it is EarlyStopping."""
     reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
     by = "".join(f": {reason}" for reason in reasons if reason)
-    return f"NOTE: a callback has ended the run at iteration {trainer.global_step} of {trainer.max_steps}{by}"
+    return f"NOTE: a callback stopped the run at iteration {trainer.global_step} of {trainer.max_steps}{by}"
 
 
 GROUPS = {"muon": "by Muon", "decay": "decayed", "no_decay": "non-decayed"}
@@ -99,7 +99,7 @@ class Table(Callback):
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         lines.append(f"run: {self.run_dir} on {device.type}{name} in {trainer.precision}")
         lines.append(f"curves: tensorboard --logdir {quoted(self.run_dir.parent)}")
-        flaw = "" if pl_module.own_schedule else schedule_flaw(pl_module.optim, trainer.max_steps)
+        flaw = "" if pl_module.custom_schedule else schedule_flaw(pl_module.optim, trainer.max_steps)
         lines += [f"NOTE: {flaw}"] if flaw else []
         if trainer.is_global_zero:
             say(data.offline_notice, *self.notes, *lines)

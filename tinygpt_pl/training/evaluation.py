@@ -21,7 +21,7 @@ from tinygpt_pl.windows import Batch
 
 
 def split_losses(trainer: pl.Trainer) -> dict[str, float]:
-    """The losses of an evaluation, in nats per token: `train`, unless the data have no such loader, and `val`."""
+    """The losses of the latest evaluation, in nats per token: `val`, and `train` if there is a loader for it."""
     metrics = {split: trainer.callback_metrics.get(f"eval/{split}_loss") for split in ("train", "val")}
     return {split: loss.item() for split, loss in metrics.items() if loss is not None}
 

@@ -75,15 +75,14 @@ def recipe_callbacks(
         data: the text, which is set up here if it has not been.
         config: the run as a whole.
         start: what it starts from.
-        settings: all settings as YAML, for the run's config.yaml and its checkpoints; put together from the run, its
-            model, its data and its Trainer if left out.
+        settings: all settings as YAML, for config.yaml and the checkpoints; collected from model, data and Trainer if
+            left out.
         notes: lines to print above the table.
         log_every_n_steps: optimizer steps from row to row of the curve.
         progress_bar: whether to show one.
 
     Raises:
-        ValueError: for an `ema_decay` outside [0, 1), for a folder that holds another run already, or if the windows
-            have another seed than the run.
+        ValueError: for an `ema_decay` outside [0, 1), a folder that holds another run, or data with another seed.
         OSError: if the folder cannot be made.
     """
     if is_run(run_dir) and not start.in_place(run_dir):

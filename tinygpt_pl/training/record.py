@@ -36,8 +36,8 @@ class RunRecord(Callback):
 
         Args:
             run_dir: the folder of the run.
-            config: its settings as YAML; or those of the run as a whole, to which those of model, data and Trainer
-                are added once it is set up.
+            config: all settings as YAML; or the fields of RunConfig, to which `setup` adds the settings of model, data
+                and Trainer.
             data: the text, set up.
             start: what the run starts from.
         """
@@ -54,7 +54,7 @@ class RunRecord(Callback):
         """What the run's folder holds when training starts, and the present setup; from there `Curve` adds its rows."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the settings of a run that was put together by a script."""
+        """Collect the settings of a run started from Python."""
         assert isinstance(pl_module, TinyGPT)
         self.config = self.config or written_down(self.run, pl_module, self.data, self.trainer_options)
 
@@ -95,7 +95,7 @@ class RunRecord(Callback):
         return {
             "start": trainer.global_step,
             "fresh": self.fresh,
-            **({"own_schedule": True} if module.own_schedule else {}),
+            **({"custom_schedule": True} if module.custom_schedule else {}),
             "corpus": self.data.corpus_name,
             "tokens": {name: len(ids) for name, ids in splits.items()},
             "vocab_size": config.vocab_size,

@@ -85,7 +85,7 @@ def check_state(
         ValueError: if a step would have another number of windows.
     """
     check_weights(checkpoint.content["state_dict"], module.state_dict())
-    groups = [] if module.own_optimizer else decay_groups(module, module.optim)
+    groups = [] if module.custom_optimizer else decay_groups(module, module.optim)
     check_training_state(checkpoint.content, groups)
     if averaged:
         check_average(checkpoint.content, module.state_dict())
@@ -103,7 +103,7 @@ def check_training_state(content: Mapping[str, Any], groups: Sequence[Mapping[st
 
     Args:
         content: of a checkpoint.
-        groups: of the parameters, as the optimizer has them; none for an optimizer whose moments are unknown here.
+        groups: the optimizer's parameter groups; empty for a custom optimizer, whose moments are not checked.
 
     Raises:
         DamagedCheckpoint: if they are not.

@@ -1,4 +1,4 @@
-"""The settings of a run as its config.yaml has them, also of one that a script has put together."""
+"""The text of config.yaml, for runs started from Python."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,10 +13,10 @@ from tinygpt_pl.runs.folder import MARK
 
 
 def written_down(run: Mapping[str, Any], module: TinyGPT, data: TextDataModule, trainer: Mapping[str, Any]) -> str:
-    """The config.yaml of a run that a script has put together; an object, such as a callback, is null in it.
+    """Write all settings of a run started from Python as YAML; objects such as callbacks become null.
 
     Args:
-        run: those of the run as a whole.
+        run: the fields of RunConfig.
         module: the model.
         data: the text, set up.
         trainer: the arguments of `make_trainer`.
@@ -36,7 +36,7 @@ def written_down(run: Mapping[str, Any], module: TinyGPT, data: TextDataModule, 
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that YAML has words for, and null for any other."""
+    """Keep plain values, and replace others by None."""
     return {name: _plain_value(value) for name, value in values.items()}
 
 
@@ -47,6 +47,6 @@ def _plain_value(value: Any) -> Any:
 
 
 def heading(notice: str) -> str:
-    """The first lines of a config.yaml: which versions wrote it, and a notice if there is one."""
+    """The first lines of config.yaml: the versions that wrote it, and a notice if there is one."""
     versions = "".join(f", {name} {version(name)}" for name in ("torch", "lightning"))
     return f"{MARK}{version('tinygpt_pl')}{versions}\n" + (f"# {notice}\n" if notice else "")

@@ -50,7 +50,7 @@ CHANGING = {
     LearningRateFinder: "set model.optim.max_lr; in Python, Tuner(pl.Trainer()).lr_find(module, data) proposes one",
     StochasticWeightAveraging: "set ema_decay for an average of the weights",
 }
-"""Callbacks that train with other settings than the run writes down, so that it could not resume, and what to do."""
+"""Callbacks that change settings without recording them, so that the run could not resume; and what to use."""
 
 
 def make_trainer(
@@ -107,7 +107,7 @@ def make_trainer(
     for callback in _listed(callbacks):
         for kind, advice in CHANGING.items():
             if isinstance(callback, kind):
-                raise ValueError(f"{kind.__name__} trains with other settings than the run writes down: {advice}")
+                raise ValueError(f"{kind.__name__} changes settings without recording them: {advice}")
     if isinstance(accelerator, CPUAccelerator | MPSAccelerator):
         # Mixed precision is CUDA's for Lightning wherever it is given an object.
         options["accelerator"] = accelerator = accelerator.name()
@@ -158,7 +158,7 @@ def _bar(wanted: bool | None) -> list[Callback]:
 
 
 def _with_one_bar(ours: Sequence[Callback], theirs: Sequence[Callback]) -> list[Callback]:
-    """All callbacks, without our progress bar if there is another."""
+    """Join the callbacks, and leave out our progress bar if the user gives another."""
     other = any(isinstance(callback, ProgressBar) for callback in theirs)
     return [*(callback for callback in ours if not (other and isinstance(callback, ProgressBar))), *theirs]
 
@@ -235,7 +235,7 @@ def lightning_running(trainer: pl.Trainer, start: int = 0) -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise Misused(str(error), trained=trainer.global_step > start) from error
+        raise Misused(str(error), _misuse_code(trainer, start)) from error
     except dist.DistNetworkError as error:
         first = str(error).splitlines()[0]
         if trainer.strategy.launcher:  # the processes that it started would try for half an hour
@@ -248,5 +248,10 @@ def lightning_running(trainer: pl.Trainer, start: int = 0) -> Iterator[None]:
         modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         *_, last = [module for module in modules if not module.startswith("torch.")]
         if last.startswith("lightning.pytorch.callbacks.") and not out_of_memory(error):
-            raise Misused(str(error), trained=trainer.global_step > start) from error
+            raise Misused(str(error), _misuse_code(trainer, start)) from error
         raise
+
+
+def _misuse_code(trainer: pl.Trainer, start: int) -> int:
+    """The exit code for a callback that cannot work: that of a wrong setting if no step has been taken."""
+    return 1 if trainer.global_step > start else 2

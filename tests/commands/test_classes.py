@@ -1,4 +1,4 @@
-"""The command line of a script with classes of one's own: `main(module=MyGPT, data=MyText)`."""
+"""The command line of a script with subclasses: `main(module=MyGPT, data=MyText)`."""
 
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,10 @@ def run(*args: str) -> int:
         return int(stop.code or 0)
 
 
-def test_classes_of_ones_own_are_trained_resumed_and_used(
-    text_file: Path, cli: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_subclasses_are_trained_resumed_and_used(text_file: Path, cli: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Their arguments are options; the head is trained, clipped, saved and restored; one validation loader is enough.
 
-    Without these classes, a checkpoint of theirs is not trained on, and other commands warn.
+    Without the subclasses, `fit` refuses to resume and the other commands refuse weights that do not fit.
     """
     own = {"model__share": 0.5, "data__coin": True, "model__optim__max_iters": 12}
     assert run("fit", *small(text_file, **own, trainer__max_steps=12), "--run_dir=whole") == 0
@@ -92,20 +90,20 @@ def test_classes_of_ones_own_are_trained_resumed_and_used(
         assert run(*command, f"--ckpt_path={LAST}") == 0
         assert "WARNING" not in capsys.readouterr().err
 
-    message = f"{LAST} is of a script that calls main(module=MyGPT, data=MyText)"
+    message = f"{LAST} was written by a script that calls main(module=MyGPT, data=MyText)"
     code, _, err = cli("fit", f"--ckpt_path={LAST}", LONGER)
     assert code == 2
-    assert f"{message}, and only there it can be trained on" in err
+    assert f"{message}; resume it with that script" in err
     for verb in ("test", "generate"):
         assert main([verb, f"--ckpt_path={LAST}"], module=Another) == 2
-        assert f"{message}, which alone can build its model" in capsys.readouterr().err
+        assert f"{message}, and TinyGPT cannot load its weights; use that script" in capsys.readouterr().err
 
 
 def test_weights_that_fit_are_used_with_a_warning(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By every command but one that trains on."""
     assert main(["fit", *small(text_file)], module=Another) == 0
     capsys.readouterr()
-    warning = f"WARNING: {LAST} is of a script that calls main(module=Another): what its classes do in another way than"
+    warning = f"WARNING: {LAST} was written by a script that calls main(module=Another); what its subclasses override"
     for command in (["test"], ["generate", "--max_new_tokens=5"], ["validate"], ["export", "--output_dir=exported"]):
         assert main([*command, f"--ckpt_path={LAST}"]) == 0
         assert warning in capsys.readouterr().err
