@@ -69,7 +69,7 @@ def test_a_subclass_trains_resumes_and_generates(script: Script, cli: Run, text_
     own = CLASSES[heading]
     code, out, err = script(heading, "fit", *small(text_file, **settings, trainer__max_steps=12), *own)
     assert code == 0, err
-    assert "ill (" not in out
+    assert "healthy: " in out
     assert "generate text: python mine.py generate --ckpt_path" in out
     assert script(heading, "fit", *small(text_file, **settings), *own, "--run_dir=parts")[0] == 0
     code, _, err = script(heading, "fit", "--ckpt_path=parts/checkpoints/last.ckpt", LONGER)

@@ -82,7 +82,9 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.arguments: dict[str, Any] = {}
         """Arguments of the constructor, with those of a subclass."""
-        for given in collect_init_args(inspect.currentframe(), [], classes=(TextDataModule,)):  # type: ignore[arg-type]
+        frame = inspect.currentframe()
+        assert frame  # CPython always has one
+        for given in collect_init_args(frame, [], classes=(TextDataModule,)):
             self.arguments |= given
         for name, value in (("batch_size", batch_size), ("eval_iters", eval_iters)):
             if value < 1:

@@ -31,7 +31,7 @@ class MyGPT(TinyGPT):
         super().__init__(*args, **kwargs)
         self.share = share
         self.head = nn.Linear(self.gpt.config.n_embd, self.gpt.config.vocab_size)
-        self.gpt.ln_f = nn.Sequential(self.gpt.ln_f, nn.Tanh())  # type: ignore[assignment]
+        self.gpt.ln_f = nn.Sequential(self.gpt.ln_f, nn.Tanh())  # type: ignore[assignment]  # GPT declares one norm
 
     def loss_of(self, batch: Batch) -> Tensor:
         if not self.training:

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_lacks_something_is_named(name: str) -> None:
 
 def test_a_checkpoint_of_another_project_is_refused() -> None:
     torch.save({"model": {}}, "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of a run of tinygpt_pl"):
+    with pytest.raises(ValueError, match=r"other\.ckpt was not written by tinygpt_pl"):
         read_checkpoint(Path("other.ckpt"))
     with zipfile.ZipFile("archive.ckpt", "w") as archive:
         archive.writestr("a", "b")

@@ -180,9 +180,9 @@ def _check_origin(path: Path, content: Any) -> tuple[str, ...]:
     Returns:
         The content that it lacks, if its Trainer had no callbacks of the recipe.
     """
-    stranger = ValueError(f"{path} is no checkpoint of a run of tinygpt_pl")
+    foreign = ValueError(f"{path} was not written by tinygpt_pl")
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise stranger
+        raise foreign
     if "config" in content:
         version = content.get("format", 0)
         if not isinstance(version, int) or version != FORMAT:
@@ -193,7 +193,7 @@ def _check_origin(path: Path, content: Any) -> tuple[str, ...]:
         return ()
     arguments = content["hyper_parameters"]
     if not isinstance(arguments, dict) or not {"gpt", "tokenizer"} <= arguments.keys():
-        raise stranger
+        raise foreign
     if arguments["tokenizer"] is None:
         raise ValueError(f"{path} has no vocabulary; build the model with TinyGPT.for_data(data)")
     return tuple(name for name in UNRECORDED if name not in content)
